@@ -1,0 +1,66 @@
+"""What may be done to one container: the engine's side of the policy, with no idea of where it was written."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+__all__ = ["Mode", "Order", "PageCache", "Policy"]
+
+
+class Mode(StrEnum):
+    """What the agent does when the runtime kills a container."""
+
+    STRIKE = "strike"  #: tear it down
+    OBSERVE = "observe"  #: measure the runtime's own kill, change nothing
+    COMPARE = "compare"  #: strike every other one, observe the rest
+    OFF = "off"  #: neither strike nor measure
+
+
+class PageCache(StrEnum):
+    """What happens to the clean page cache that the container leaves behind."""
+
+    AUTO = "auto"  #: drop it when the pod goes for good, keep it when the container restarts in place
+    DROP = "drop"
+    KEEP = "keep"
+
+
+class Order(StrEnum):
+    """Who signals first: see docs/decisions/0003-lead-and-follow.md."""
+
+    AUTO = "auto"  #: follow where init is alone in its cgroup, else lead
+    LEAD = "lead"  #: the agent kills and reaps, then lets the runtime's own kill go on
+    FOLLOW = "follow"  #: the runtime kills, the agent reaps as soon as that signal is there
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How one container is torn down.
+
+    Attributes:
+        min_size_bytes: A container with less anonymous memory than this is not struck at all.
+        deadline_seconds: After this long a strike reports what it reached and lets go.
+    """
+
+    mode: Mode = Mode.STRIKE
+    page_cache: PageCache = PageCache.AUTO
+    boost: bool = True
+    min_size_bytes: int = 1 << 20
+    order: Order = Order.AUTO
+    deadline_seconds: float = 30.0
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict, as it travels to the striker."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Policy:
+        """The opposite of :meth:`to_json`; fields that are absent keep their defaults.
+
+        Raises:
+            ValueError: a value is none of those that the field takes.
+            TypeError: a key is no field of a policy.
+        """
+        kinds = {"mode": Mode, "page_cache": PageCache, "order": Order}
+        return cls(**{name: kinds[name](value) if name in kinds else value for name, value in data.items()})

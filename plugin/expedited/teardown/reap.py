@@ -1,0 +1,144 @@
+"""Freeing the memory of the dying from threads of our own: process_mrelease(2).
+
+A few threads made beforehand, real-time where the kernel allows it: under load a reaper that has to queue for a CPU
+behind the very load is worth nothing. Parallelism tops out near two to four threads (they meet at the memory zone's
+lock), so the pool is small, and the largest processes are served first.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+
+from expedited.teardown.linux import be_realtime, process_mrelease
+from expedited.teardown.report import Fate
+from expedited.teardown.roster import Victim
+
+__all__ = ["REAPER_PRIORITY", "Reapers", "kill_and_reap", "reap", "reap_when_killed"]
+
+#: SCHED_RR priority of the reaping threads: below the gate, above the boosted dying.
+REAPER_PRIORITY = 2
+
+_RETRY_SECONDS = 0.0005
+# How long a mm may refuse us: EAGAIN while somebody else holds its lock for writing, EINVAL while a process that
+# shares it has not been killed yet. The strike's own wait goes on meanwhile; this only bounds one reaper's patience.
+_PATIENCE_SECONDS = 2.0
+
+
+def _signal(victim: Victim) -> None:
+    victim.signalled = True
+    try:
+        signal.pidfd_send_signal(victim.pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # it was quicker
+
+
+def reap(victim: Victim, flags: int = 0, *, give_up_at: float | None = None) -> Fate | None:
+    """Free the memory of one process that was killed, trying again while the kernel says "not now".
+
+    Args:
+        victim: A process that has, or is about to have, a SIGKILL pending.
+        flags: PROCESS_MRELEASE_* that this kernel knows.
+        give_up_at: ``time.monotonic()`` after which to stop trying; 2 s from now if not given.
+
+    Returns:
+        REAPED, LOST_RACE, GONE, or None where the kernel kept saying no.
+    """
+    give_up_at = give_up_at or time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        code = process_mrelease(victim.pidfd, flags)
+        if code == 0:
+            victim.fate = Fate.REAPED
+            return victim.fate
+        if code == errno.ESRCH:
+            # No mm: either it exited, or it is past exit_mm() and frees its memory by itself, when it gets a CPU.
+            victim.fate = Fate.GONE if victim.has_exited() else Fate.LOST_RACE
+            return victim.fate
+        if code not in (errno.EAGAIN, errno.EINVAL, errno.EINTR) or time.monotonic() > give_up_at:
+            return None
+        time.sleep(_RETRY_SECONDS)
+
+
+def kill_and_reap(victim: Victim, flags: int) -> Fate | None:
+    """SIGKILL and reap, back to back, or in one call where ``flags`` has REAP_KILL."""
+    if flags & 1:
+        victim.signalled = True
+        code = process_mrelease(victim.pidfd, flags)
+        if code == 0:
+            victim.fate = Fate.REAPED
+            return victim.fate
+        if code == errno.ESRCH:
+            victim.fate = Fate.GONE
+            return victim.fate
+        # EAGAIN: killed, not reaped yet. EBUSY, EPERM, EINVAL: nobody was killed, so do it the old way. A second
+        # signal to a dying process is nothing, so both end here.
+        flags &= ~1
+    _signal(victim)
+    return reap(victim, flags)
+
+
+def reap_when_killed(victim: Victim, flags: int, *, give_up_at: float) -> Fate | None:
+    """Reap a process whose killer is somebody else (order *follow*): the runtime, which has just passed the gate.
+
+    Until its SIGKILL is there the kernel answers EINVAL, and this asks again; nothing is ever signalled.
+
+    Returns:
+        As :func:`reap`; None when no SIGKILL had come by ``give_up_at``.
+    """
+    patient_from = time.monotonic() + 0.05
+    while True:
+        code = process_mrelease(victim.pidfd, flags)
+        if code not in (errno.EINVAL, errno.EAGAIN):
+            if code == 0:
+                victim.fate = Fate.REAPED
+            elif code == errno.ESRCH:
+                victim.fate = Fate.GONE if victim.has_exited() else Fate.LOST_RACE
+            return victim.fate
+        now = time.monotonic()
+        if now > give_up_at:
+            return None
+        # runc needs 2 to 5 ms from the gate to its signal, much longer where it waits for a CPU itself
+        time.sleep(0.0001 if now < patient_from else 0.001)
+
+
+class Reapers:
+    """A small pool of threads that reap; made once, kept warm."""
+
+    def __init__(self, count: int | None = None, *, priority: int = REAPER_PRIORITY) -> None:
+        self.count = count or max(2, min(4, os.cpu_count() or 2))
+        self.realtime = False
+        self._work: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._run, args=(priority,), name=f"reaper-{number}", daemon=True)
+            for number in range(self.count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, work: Callable[[], object]) -> None:
+        """Have one thread do it, in the order of submission."""
+        self._work.put(work)
+
+    def close(self) -> None:
+        """Let the threads end when they have done what was submitted."""
+        for _ in self._threads:
+            self._work.put(None)
+
+    def __enter__(self) -> Reapers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self, priority: int) -> None:
+        self.realtime = be_realtime(priority)
+        while (work := self._work.get()) is not None:
+            try:
+                work()
+            except OSError:
+                pass  # a pidfd that its strike closed at the deadline: that report says so already

@@ -1,0 +1,386 @@
+"""The strike: one container, from its kill to its empty cgroup.
+
+In two parts, because whoever called may be waiting with a process held at the gate: :meth:`Strike.signal` gets every
+SIGKILL out (about a millisecond), :meth:`Strike.finish` reaps, boosts, sweeps, waits, drops the page cache and reports.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from expedited.teardown.boost import Boost
+from expedited.teardown.cgroup import Cgroup
+from expedited.teardown.linux import KEEP_FILE, REAP_KILL, mrelease_support
+from expedited.teardown.measure import MemoryWatch
+from expedited.teardown.policy import Mode, Order, PageCache, Policy
+from expedited.teardown.reap import Reapers, kill_and_reap, reap, reap_when_killed
+from expedited.teardown.report import Fate, Outcome, ProcessReport, Report, Step
+from expedited.teardown.roster import Roster, Victim
+
+__all__ = ["Strike", "strike"]
+
+#: A smaller process frees its memory faster than a reaper is woken for it.
+_WORTH_REAPING_BYTES = 2 << 20
+#: Above this many processes the sizes are not read one by one: that would delay the signals by more than it gains.
+_SIZES_READ_AT_MOST = 64
+#: How long the runtime's own SIGKILL may take to come after it has passed the gate (order follow).
+_FOLLOW_SECONDS = 5.0
+#: Rounds of signalling after which a cgroup that still brings forth processes is held still (version 1's freezer).
+_PATIENT_SWEEPS = 3
+_PROCESSES_REPORTED = 64
+
+
+class Strike:
+    """One strike, or one observation, of one container.
+
+    Args:
+        cgroup: What to tear down; see :meth:`Cgroup.find`.
+        policy: ``mode`` OBSERVE measures and touches nothing; ``order`` AUTO is decided by the shape of the container.
+        init_pid: The container's init, which is killed first: its exit status is the container's, so nobody may give
+            it a chance to see its children die and return something else.
+        container_id: For the report.
+        trigger: For the report.
+        runtime_kills: Whether a runtime is about to send its own SIGKILL; without one the order can only be LEAD.
+        started: ``time.monotonic()`` of the moment the kill was seen; now, if not given.
+        reapers: A warm pool; a strike without one makes its own.
+    """
+
+    def __init__(
+        self,
+        cgroup: Cgroup,
+        policy: Policy,
+        *,
+        init_pid: int | None = None,
+        container_id: str = "",
+        trigger: str = "command",
+        runtime_kills: bool = False,
+        started: float | None = None,
+        reapers: Reapers | None = None,
+    ) -> None:
+        self.cgroup = cgroup
+        self.policy = policy
+        self.container_id = container_id
+        self.order = policy.order if runtime_kills else Order.LEAD
+        self._init_pid = init_pid
+        self._trigger = trigger
+        self._started = time.monotonic() if started is None else started
+        self._started_at = time.time() - (time.monotonic() - self._started)
+        self._observing = policy.mode is Mode.OBSERVE
+        self._own_reapers = reapers is None and not self._observing
+        self._reapers = Reapers() if self._own_reapers else reapers
+        self._roster = Roster(cgroup)
+        self._boost = Boost(cgroup)
+        self._steps: list[Step] = []
+        self._signalled: float | None = None
+        self._answered: float | None = None
+        self._dropped_bytes = 0
+        self._sweeps = 0
+        self._flags = 0
+        self._skipped = ""
+        self._watch = MemoryWatch(cgroup)
+
+    # -- the first part: the signals -----------------------------------------------------------------------------------
+
+    def signal(self) -> Outcome:
+        """List, hold and (order lead) kill every process of the container.
+
+        Returns:
+            STRUCK when it is on its way, OBSERVED, or SKIPPED where the policy leaves it alone; in each case
+            :meth:`finish` must be called, and gives the report.
+        """
+        before = self._watch.before
+        if before is not None:
+            self._step(f"kill seen: {before.anon_bytes} bytes anonymous, {before.file_bytes} bytes of files")
+        if before is not None and before.anon_bytes < self.policy.min_size_bytes:
+            self._skipped = f"smaller than min-size ({before.anon_bytes} < {self.policy.min_size_bytes} bytes)"
+            return Outcome.SKIPPED
+        victims = self._roster.enrol()
+        self._step(f"{len(victims)} processes held by pidfd")
+        if self._observing:
+            return Outcome.OBSERVED
+        support = mrelease_support()
+        if self.policy.page_cache is not PageCache.DROP and support.keep_file:
+            self._flags = KEEP_FILE
+        if self.order is Order.AUTO:
+            alone = len(victims) == 1 and victims[0].pid == self._init_pid
+            self.order = Order.FOLLOW if alone and not support.reap_kill else Order.LEAD
+        if self.order is Order.FOLLOW:
+            self._follow(victims)
+        else:
+            self._lead(victims, REAP_KILL if support.reap_kill else 0, can_reap=support.available)
+        return Outcome.STRUCK
+
+    def answered(self) -> None:
+        """The caller has let the runtime's own kill go on."""
+        self._answered = self._now()
+        self._step("the runtime's own kill was let through the gate")
+
+    def _lead(self, victims: list[Victim], kill_flag: int, *, can_reap: bool) -> None:
+        """Init first, then the large ones with their reapers back to back, then all the rest at once."""
+        assert self._reapers is not None
+        large = self._by_size(victims) if can_reap else []
+        first, later = large[: self._reapers.count], large[self._reapers.count :]
+        flags = self._flags | kill_flag
+        init = next((victim for victim in victims if victim.pid == self._init_pid), None)
+        if init is not None and init not in first:
+            self._send(init)
+        elif init is not None:
+            first.remove(init)
+            first.insert(0, init)
+            if not kill_flag:
+                self._send(init)
+        for victim in first:
+            self._reapers.submit(lambda victim=victim: kill_and_reap(victim, flags))  # type: ignore[misc]
+        while any(not victim.signalled for victim in first):
+            time.sleep(0)  # the pool's threads set it right before their system call; let them have the interpreter
+        if not self.cgroup.kill():
+            for victim in victims:
+                if not victim.signalled:
+                    self._send(victim)
+        for victim in victims:
+            victim.signalled = True
+        self._signalled = self._now()
+        self._step(f"SIGKILL sent to {len(victims)} processes, {len(large)} of them being reaped")
+        for victim in later:
+            self._reapers.submit(lambda victim=victim: reap(victim, self._flags))  # type: ignore[misc]
+
+    def _follow(self, victims: list[Victim]) -> None:
+        """Signal nothing: have each reaper ask until the runtime's own SIGKILL is there."""
+        assert self._reapers is not None
+        give_up_at = time.monotonic() + min(_FOLLOW_SECONDS, self.policy.deadline_seconds)
+
+        def follow(victim: Victim) -> None:
+            reap_when_killed(victim, self._flags, give_up_at=give_up_at)
+            victim.signalled = victim.fate is not None
+
+        for victim in self._by_size(victims) or victims[:1]:
+            self._reapers.submit(lambda victim=victim: follow(victim))  # type: ignore[misc]
+        self._step("waiting for the runtime's own SIGKILL, to reap at once")
+
+    def _by_size(self, victims: list[Victim]) -> list[Victim]:
+        """Those worth a reaper, the largest first."""
+        before = self._watch.before
+        if before is not None and before.anon_bytes < _WORTH_REAPING_BYTES:
+            return []
+        if len(victims) > _SIZES_READ_AT_MOST:
+            # Sizes only of the first ones (init among them: cgroup.procs starts with the oldest)
+            victims = victims[:_SIZES_READ_AT_MOST]
+            if before is not None and before.anon_bytes / len(self._roster) < _WORTH_REAPING_BYTES:
+                return []
+        for victim in victims:
+            victim.read_size()
+        large = [victim for victim in victims if (victim.rss_bytes or 0) >= _WORTH_REAPING_BYTES]
+        return sorted(large, key=lambda victim: victim.rss_bytes or 0, reverse=True)
+
+    def _send(self, victim: Victim) -> None:
+        victim.signalled = True
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(victim.pidfd, signal.SIGKILL)
+
+    # -- the second part: until it is gone -----------------------------------------------------------------------------
+
+    def finish(self) -> Report:
+        """Wait until the container is gone, doing what helps; never raises for what a dying container does."""
+        try:
+            if self._skipped:
+                return self._report(Outcome.SKIPPED, self._skipped, None)
+            gone = self._until_gone()
+            if self._observing:
+                outcome, reason = Outcome.OBSERVED, "" if gone is not None else "still running at the deadline"
+            elif self.order is Order.FOLLOW and gone is None and not self._any_signalled():
+                outcome, reason = Outcome.SKIPPED, "the runtime's own SIGKILL did not come"
+            elif gone is None:
+                outcome, reason = Outcome.DEADLINE, f"{len(self._roster.living)} processes are still there"
+            else:
+                outcome, reason = Outcome.STRUCK, ""
+            if outcome is Outcome.STRUCK and self.policy.page_cache is PageCache.DROP and not self._dropped_bytes:
+                self._drop_page_cache()
+            return self._report(outcome, reason, gone)
+        finally:
+            self._boost.end()
+            if self._own_reapers and self._reapers is not None:
+                self._reapers.close()
+            self._roster.close()
+            self._watch.close()
+
+    def _until_gone(self) -> float | None:
+        deadline = self._started + self.policy.deadline_seconds
+        boosted = self._observing or not self.policy.boost
+        memory_back_noted = False
+        while True:
+            self._roster.wait(self._pause())
+            now = self._now()
+            self._watch.sample(now)
+            if self._watch.back_seconds is not None and not memory_back_noted:
+                memory_back_noted = True
+                self._step("memory back: 95% of the anonymous memory is free")
+                if self.policy.page_cache is PageCache.DROP and not self._observing:
+                    # Now, and not when the cgroup is empty: the runtime may remove it at once then.
+                    self._drop_page_cache()
+            if not self._roster.living and self._nobody_left():
+                gone = self._now()
+                self._watch.sample(gone)
+                self._step("gone: the cgroup is empty")
+                return gone
+            if not boosted or (self.policy.boost and not self._observing and self._boost_is_timed()):
+                boosted = self._boost_the_dying()
+            if time.monotonic() > deadline:
+                self._step("deadline")
+                return None
+
+    def _pause(self) -> float:
+        """Seconds until the next look: short at first, when a millisecond matters."""
+        elapsed = self._now()
+        return 0.001 if elapsed < 0.25 else 0.004 if elapsed < 2 else 0.02
+
+    def _any_signalled(self) -> bool:
+        return any(victim.signalled for victim in [*self._roster.living.values(), *self._roster.exited])
+
+    def _boost_is_timed(self) -> bool:
+        return "rt-bandwidth" in self._boost.lifted
+
+    def _boost_the_dying(self) -> bool:
+        dying = [victim for victim in self._roster.living.values() if victim.signalled]
+        if not dying:
+            return False
+        dying.sort(key=lambda victim: (victim.pid != self._init_pid, -(victim.rss_bytes or 0)))
+        known = len(self._boost.lifted)
+        self._boost.dying(dying)
+        self._boost.lift_limits()
+        if len(self._boost.lifted) > known:
+            self._step(f"boosted: {', '.join(self._boost.lifted)}")
+        return True
+
+    def _nobody_left(self) -> bool:
+        """Whether the cgroup is empty; if somebody was forked meanwhile, strike them too."""
+        if self.cgroup.is_empty():
+            return True
+        newcomers = self._roster.enrol()
+        if self._observing or self.order is Order.FOLLOW:
+            # The runtime's kill, and the kernel, take these: an exiting init takes its pid namespace along.
+            for victim in newcomers:
+                victim.signalled = self.order is Order.FOLLOW and self._any_signalled()
+            return False
+        if newcomers:
+            self._sweep(newcomers)
+        return False
+
+    def _sweep(self, newcomers: list[Victim]) -> None:
+        self._sweeps += 1
+        self._step(f"sweep {self._sweeps}: {len(newcomers)} more processes")
+        self._roster.close_exited()
+        if self.cgroup.kill():
+            for victim in newcomers:
+                victim.signalled = True
+            return
+        # Version 1 has no cgroup.kill. What forks faster than we signal is held still while it is being signalled;
+        # a frozen process takes its SIGKILL when it is let go.
+        frozen = self._sweeps > _PATIENT_SWEEPS and self.cgroup.freeze(True)
+        try:
+            while newcomers:
+                for victim in newcomers:
+                    self._send(victim)
+                newcomers = self._roster.enrol() if frozen else []
+        finally:
+            if frozen:
+                self.cgroup.freeze(False)
+        self._signalled = self._now()
+
+    def _drop_page_cache(self) -> None:
+        self._dropped_bytes = self.cgroup.drop_page_cache()
+        self._step(f"page cache dropped: {self._dropped_bytes} bytes")
+
+    # -- the receipt ---------------------------------------------------------------------------------------------------
+
+    def _now(self) -> float:
+        return time.monotonic() - self._started
+
+    def _step(self, what: str) -> None:
+        self._steps.append(Step(self._now(), what))
+
+    def _report(self, outcome: Outcome, reason: str, gone: float | None) -> Report:
+        everybody = [*self._roster.living.values(), *self._roster.exited]
+        everybody.sort(key=lambda victim: -(victim.rss_bytes or 0))
+        living = set(self._roster.living)
+        processes = tuple(
+            ProcessReport(victim.pid, victim.rss_bytes, _fate(victim, victim.pid in living))
+            for victim in everybody[:_PROCESSES_REPORTED]
+        )
+        back = self._watch.back_seconds
+        return Report(
+            number=0,
+            container_id=self.container_id,
+            cgroup=self.cgroup.path,
+            trigger=self._trigger,
+            mode=str(self.policy.mode),
+            order=str(self.order) if outcome in (Outcome.STRUCK, Outcome.DEADLINE) else "",
+            outcome=outcome,
+            reason=reason,
+            started_at=self._started_at,
+            before=self._watch.before,
+            after=self._watch.after(self.cgroup),
+            signalled_seconds=self._signalled,
+            answered_seconds=self._answered,
+            memory_back_seconds=back,
+            gone_seconds=gone,
+            lead_seconds=self._answered - back if self._answered is not None and back is not None else None,
+            page_cache_dropped_bytes=self._dropped_bytes,
+            process_count=len(everybody),
+            processes=processes,
+            boosted=tuple(self._boost.lifted),
+            steps=tuple(self._steps),
+        )
+
+
+def _fate(victim: Victim, living: bool) -> Fate:
+    if living:
+        return Fate.SURVIVED
+    return victim.fate or (Fate.KILLED if victim.signalled else Fate.GONE)
+
+
+def strike(
+    cgroup: Cgroup,
+    policy: Policy | None = None,
+    *,
+    init_pid: int | None = None,
+    container_id: str = "",
+    trigger: str = "command",
+    reapers: Reapers | None = None,
+    on_signalled: Callable[[], None] | None = None,
+) -> Report:
+    """Kill everything in a cgroup and give its memory back to the node, now.
+
+    Args:
+        cgroup: From :meth:`Cgroup.find`, :meth:`Cgroup.of_process` or :meth:`Cgroup.from_runtime`.
+        policy: How; the defaults of :class:`Policy` if not given. Mode OBSERVE only measures.
+        init_pid: The process whose exit status counts; it is killed first.
+        container_id: For the report.
+        trigger: For the report.
+        reapers: A pool to use; made for this strike if not given.
+        on_signalled: Called once, when the last SIGKILL is out and the waiting begins.
+
+    Returns:
+        The receipt.
+
+    Raises:
+        TargetError: the cgroup is the root, or holds this process or pid 1; nothing was touched.
+    """
+    cgroup.refuse_if_not_a_containers()
+    one = Strike(
+        cgroup,
+        policy or Policy(),
+        init_pid=init_pid,
+        container_id=container_id,
+        trigger=trigger,
+        reapers=reapers,
+    )
+    try:
+        one.signal()
+        if on_signalled is not None:
+            on_signalled()
+    finally:
+        report = one.finish()
+    return report
