@@ -1,0 +1,69 @@
+"""``python -m expedited.striker``: the kill gate and its strikes, with no agent and no containerd API needed.
+
+Usage: python -m expedited.striker [--run-dir DIR] [--state-root PATTERN]... [--policy JSON] [--budget SECONDS]
+                                   [--hold-executions auto|on|off]
+"""
+
+from __future__ import annotations
+
+import getopt
+import os
+import sys
+import time
+
+from expedited.striker.heartbeat import Heartbeat
+from expedited.striker.supervisor import supervise
+
+_OPTIONS = ["run-dir=", "state-root=", "policy=", "budget=", "hold-executions=", "help"]
+
+
+def log(line: str) -> None:
+    """One line on stderr; the agent, or the system's journal, has the clock and the colours."""
+    print(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} striker[{os.getpid()}]: {line}", file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Parse, listen, supervise.
+
+    Returns:
+        0 after a SIGTERM, 1 when the gate can't work here, 2 for a wrong option.
+    """
+    try:
+        options, rest = getopt.getopt(arguments, "h", _OPTIONS)
+        if rest:
+            raise getopt.GetoptError(f"unexpected argument {rest[0]}")
+        chosen = {name.lstrip("-"): value for name, value in options}
+        budget_seconds = float(chosen.get("budget", "0.05"))
+        if not 0 < budget_seconds <= 1:
+            raise ValueError(f"--budget {budget_seconds:g}: give seconds above 0 and up to 1")
+        if chosen.get("hold-executions", "auto") not in ("auto", "on", "off"):
+            raise ValueError(f"--hold-executions {chosen['hold-executions']}: give auto, on or off")
+    except (getopt.GetoptError, ValueError) as error:
+        print(f"expedited.striker: {error}\n{(__doc__ or '').partition('Usage: ')[2]}", file=sys.stderr)
+        return 2
+    if "help" in chosen or "h" in chosen:
+        print(__doc__)
+        return 0
+    run_dir = chosen.get("run-dir", "/run/expedited")
+
+    def gate(heartbeat: Heartbeat) -> int:
+        # Only here, in the child: the supervisor stays as small as it was
+        from expedited.striker.process import Options, run
+
+        return run(
+            Options(
+                run_dir=run_dir,
+                state_roots=tuple(value for name, value in options if name == "--state-root"),
+                policy=chosen.get("policy", ""),
+                budget_seconds=budget_seconds,
+                hold_executions=chosen.get("hold-executions", "auto"),
+            ),
+            heartbeat,
+            log,
+        )
+
+    return supervise(gate, log)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

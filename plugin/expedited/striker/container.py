@@ -1,0 +1,81 @@
+"""One container as its runtime's state directory describes it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from expedited.errors import ExpeditedError
+from expedited.teardown.cgroup import Cgroup
+
+__all__ = ["Container", "StateError", "read_container"]
+
+#: The largest state file that is read: runc's has some 20 KB, more with many mounts.
+_STATE_AT_MOST = 4 << 20
+
+
+class StateError(ExpeditedError):
+    """A runtime's state file does not say which process and cgroup the container is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container that a runtime keeps state of.
+
+    ``init_start`` is field 22 of /proc/PID/stat, in clock ticks after boot: with it, a pid that was used again is told
+    from the container's init.
+    """
+
+    directory: str
+    init_pid: int
+    init_start: int
+    cgroup: Cgroup
+
+    @property
+    def id(self) -> str:
+        """As the runtime knows it: its directory's name."""
+        return os.path.basename(self.directory)
+
+    def is_running(self) -> bool:
+        """Whether init is the same process still, and has not exited (a zombie's memory is back already)."""
+        try:
+            with open(f"/proc/{self.init_pid}/stat", "rb", buffering=0) as file:
+                fields = file.read(1024).rpartition(b")")[2].split()
+        except OSError:
+            return False
+        # From field 3 on: state; field 20: number of threads; field 22: start time (proc_pid_stat(5))
+        if int(fields[19]) != self.init_start:
+            return False
+        # A leader that has exited before its threads is listed as a zombie too, and its container lives
+        return fields[0] not in (b"Z", b"X") or int(fields[17]) > 1
+
+
+def read_container(directory: str, descriptor: int) -> Container:
+    """Read the state file (runc's and youki's ``state.json``, crun's ``status``) through an open descriptor.
+
+    Through the descriptor, because opening it by name would pass the gate.
+
+    Raises:
+        StateError: the file is no runtime's state.
+        CgroupGone: the container's cgroup is not there any more.
+    """
+    try:
+        state: dict[str, Any] = json.loads(_read_all(descriptor))
+        init_pid = int(state.get("init_process_pid") or state["pid"])
+        init_start = int(state.get("init_process_start") or state["process-start-time"])
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise StateError(f"{directory}: the state file names no init process ({error}); is this a runtime's directory?") from None
+    paths = state.get("cgroup_paths")
+    cgroup = Cgroup.from_runtime(paths) if isinstance(paths, dict) else Cgroup.of_process(init_pid)
+    return Container(directory, init_pid, init_start, cgroup)
+
+
+def _read_all(descriptor: int) -> bytes:
+    parts: list[bytes] = []
+    at = 0
+    while at < _STATE_AT_MOST and (part := os.pread(descriptor, 65536, at)):
+        parts.append(part)
+        at += len(part)
+    return b"".join(parts)

@@ -1,0 +1,123 @@
+"""The striker's socket: JSON objects over SOCK_SEQPACKET, one a packet. This is the client's half.
+
+The protocol is in docs/architecture.md. Standard library only, synchronous, with a descriptor to select on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import struct
+from typing import Any
+
+from expedited.errors import ExpeditedError
+
+__all__ = ["PACKET_AT_MOST", "StrikerLink", "StrikerUnreachable", "peer_uid"]
+
+#: The largest packet, in bytes: a report with 64 processes and its steps has some 10 KB.
+PACKET_AT_MOST = 160_000
+
+_UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
+
+
+class StrikerUnreachable(ExpeditedError):
+    """No striker listens at that socket, or it has ended."""
+
+
+def peer_uid(connection: socket.socket) -> int:
+    """Who is at the other end of a unix socket, as the kernel noted it when it was connected."""
+    uid: int = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[1]
+    return uid
+
+
+class StrikerLink:
+    """A connection to the striker."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._sequence = 0
+
+    @classmethod
+    def connect(cls, path: str) -> StrikerLink:
+        """Connect to the striker's socket.
+
+        Raises:
+            StrikerUnreachable: nobody listens there.
+        """
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            connection.connect(path)
+        except OSError as error:
+            connection.close()
+            raise StrikerUnreachable(
+                f"no striker at {path} ({os.strerror(error.errno or 0)}): start it with `expedited run`"
+            ) from None
+        return cls(connection)
+
+    def fileno(self) -> int:
+        """For select and for asyncio's add_reader."""
+        return self._socket.fileno()
+
+    def send(self, do: str, **fields: Any) -> int:
+        """Ask for something; see the protocol for what ``do`` may be.
+
+        Returns:
+            The request's number, which its answer repeats as ``seq``.
+
+        Raises:
+            StrikerUnreachable: the striker has ended.
+        """
+        self._sequence += 1
+        packet = json.dumps({"do": do, "seq": self._sequence, **fields}, separators=(",", ":")).encode()
+        try:
+            self._socket.send(packet)
+        except OSError as error:
+            raise StrikerUnreachable(f"the striker can't be reached any more ({os.strerror(error.errno or 0)})") from None
+        return self._sequence
+
+    def receive(self, timeout_seconds: float | None = 0.0) -> dict[str, Any] | None:
+        """The next message.
+
+        Args:
+            timeout_seconds: How long to wait for one; None: for ever.
+
+        Returns:
+            The message; None when there was none in that time.
+
+        Raises:
+            StrikerUnreachable: the striker has ended.
+        """
+        if not select.select([self._socket], [], [], timeout_seconds)[0]:
+            return None
+        try:
+            packet = self._socket.recv(PACKET_AT_MOST)
+        except OSError:
+            packet = b""
+        if not packet:
+            raise StrikerUnreachable("the striker has closed the connection")
+        message: dict[str, Any] = json.loads(packet)
+        return message
+
+    def ask(self, do: str, *, timeout_seconds: float = 5.0, **fields: Any) -> dict[str, Any]:
+        """Send and wait for the answer; what else comes meanwhile is dropped, so use it on a link of its own.
+
+        Raises:
+            StrikerUnreachable: the striker has ended, or does not answer in time.
+        """
+        sequence = self.send(do, **fields)
+        while (message := self.receive(timeout_seconds)) is not None:
+            if message.get("seq") == sequence:
+                return message
+        raise StrikerUnreachable(f"the striker did not answer `{do}` within {timeout_seconds:g} s")
+
+    def close(self) -> None:
+        """Hang up."""
+        self._socket.close()
+
+    def __enter__(self) -> StrikerLink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,164 @@
+"""The gate's process: puts gate, strikes and link together, and gets the process ready for a node under pressure."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from expedited.errors import ExpeditedError
+from expedited.settings import STATE_ROOTS
+from expedited.striker import fanotify
+from expedited.striker.gate import Gate
+from expedited.striker.heartbeat import Heartbeat
+from expedited.striker.roots import Roots, own_container_ids
+from expedited.striker.server import Server, listen
+from expedited.striker.stops import Stops, wait_until_idle
+from expedited.teardown.linux import be_realtime, lock_memory, mrelease_support
+from expedited.teardown.policy import Policy
+
+__all__ = ["Options", "run"]
+
+#: SCHED_RR priority of the gate's loop: above everything else of ours but its supervisor.
+_GATE_PRIORITY = 4
+#: How long a strike in progress may go on when the striker is asked to end; the gate is open by then.
+_LAST_STOPS_SECONDS = 5.0
+_STACK_BYTES = 256 << 10
+#: A worker that computes gives the gate's loop the interpreter after this long (Python's default is 5 ms).
+_SWITCH_SECONDS = 0.0002
+
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The striker's command line; ``policy`` is JSON, empty for the defaults."""
+
+    run_dir: str
+    state_roots: tuple[str, ...]
+    policy: str
+    budget_seconds: float
+    hold_executions: str
+
+
+def run(options: Options, heartbeat: Heartbeat, log: Callable[[str], None]) -> int:
+    """Gate until SIGTERM.
+
+    Returns:
+        0 after SIGTERM, 1 when it can't work here, 2 for a wrong option.
+    """
+    _die_with_the_supervisor()
+    try:
+        policy = Policy.from_json(json.loads(options.policy)) if options.policy else Policy()
+    except (ValueError, TypeError) as error:
+        log(f"--policy {options.policy}: {error}; see docs/architecture.md for its fields")
+        return 2
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    threading.stack_size(_STACK_BYTES)
+    _raise_descriptor_limit()
+    try:
+        listener = listen(f"{options.run_dir}/striker.sock")
+    except ExpeditedError as error:
+        log(str(error))
+        return 1
+    # From here on nothing may fork: a copy of the group's descriptor in a child would keep a dead gate shut.
+    try:
+        group = fanotify.open_group()
+    except OSError as error:
+        log(f"no kill gate: fanotify permission events: {error.strerror}; see `expedited doctor`")
+        return 1
+    spared = own_container_ids()
+    holds = options.hold_executions == "on" or (options.hold_executions == "auto" and not spared)
+    roots = Roots(group, options.state_roots or STATE_ROOTS, spared, hold_executions=holds)
+    started = time.time()
+
+    def status() -> dict[str, Any]:
+        counters = gate.counters
+        return {
+            "pid": os.getpid(),
+            "supervisor_pid": os.getppid(),
+            "started_at": started,
+            "source": "fanotify",
+            "kernel": mrelease_support().describe(),
+            "realtime": realtime,
+            "memory_locked": locked,
+            "gated": [os.path.basename(directory) for directory in roots.marked],
+            "binaries": sorted(roots.binaries),
+            "events": counters.events,
+            "kills": counters.kills,
+            "executions": counters.executions,
+            "overruns": counters.overruns,
+            "restarts": heartbeat.restarts,
+            "latency_p50_us": counters.percentile_us(0.5),
+            "latency_p99_us": counters.percentile_us(0.99),
+            "active": stops.active,
+            "stops": stops.number,
+        }
+
+    server = Server(listener, status, log)
+    stops = Stops(server.publish, server.stop_began, log)
+    stops.default = policy
+    gate = Gate(
+        group,
+        roots,
+        on_kill=stops.on_kill,
+        on_start=stops.on_start,
+        on_deleted=stops.on_deleted,
+        beat=heartbeat.beat,
+        budget_seconds=options.budget_seconds,
+    )
+    signal.signal(signal.SIGTERM, lambda *_: gate.stop())
+    locked = _lock_memory(log)
+    realtime = be_realtime(_GATE_PRIORITY)
+    server.start(stops, roots)
+    roots.scan()
+    gc.collect()
+    gc.freeze()
+    gc.disable()  # no pause between gate and strike; an idle worker collects
+    print(json.dumps({"ready": True, "pid": os.getpid(), "kernel": mrelease_support().describe()}), flush=True)
+    try:
+        gate.run()
+    finally:
+        os.close(group)  # everybody who waits goes on
+        os.unlink(f"{options.run_dir}/striker.sock")
+    heartbeat_thread = threading.Thread(target=_keep_beating, args=(heartbeat,), daemon=True)
+    heartbeat_thread.start()
+    wait_until_idle(stops, _LAST_STOPS_SECONDS)
+    return 0
+
+
+def _die_with_the_supervisor() -> None:
+    """A gate without its supervisor could hang unseen: SIGKILL it in that case, which opens it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() == 1:
+        os._exit(70)  # it died before the call
+
+
+def _raise_descriptor_limit() -> None:
+    """A pidfd for each process of each container that is being torn down takes more than the usual 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _lock_memory(log: Callable[[str], None]) -> bool:
+    try:
+        lock_memory()
+    except OSError as error:
+        log(f"memory not locked ({error.strerror}): under pressure a strike may wait for its own pages; see `expedited doctor`")
+        return False
+    return True
+
+
+def _keep_beating(heartbeat: Heartbeat) -> None:
+    while True:
+        heartbeat.beat()
+        time.sleep(0.1)

@@ -1,0 +1,214 @@
+"""Which directories are gated: the runtimes' state directories, found and followed as they come and go.
+
+How a new container's kill is never missed is written down in docs/decisions/0004-no-window.md. In short: a directory
+is watched *before* it is listed; whoever executes a runtime binary is held until every directory event up to that moment
+has been handled; and with NRI the runtime waits in its START hook until the mark is set.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterable
+
+from expedited.striker.fanotify import (
+    IN_CREATE,
+    IN_DELETE,
+    IN_DELETE_SELF,
+    IN_IGNORED,
+    IN_ISDIR,
+    IN_MOVED_TO,
+    IN_Q_OVERFLOW,
+    INotify,
+    mark_binary,
+    mark_directory,
+    unmark_directory,
+)
+
+__all__ = ["Roots", "own_container_ids"]
+
+_CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
+_RUNTIMES = ("runc", "crun", "youki")
+_BINARY_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/libexec/podman")
+
+
+def own_container_ids() -> frozenset[str]:
+    """The ids of the container that this process itself runs in: never gated, so that a hung gate can't hold up
+    the very kill that is meant for it."""
+    found: set[str] = set()
+    for name in ("/proc/self/cgroup", "/proc/self/mountinfo"):
+        try:
+            with open(name, encoding="utf-8", errors="replace") as file:
+                found.update(_CONTAINER_ID.findall(file.read()))
+        except OSError:
+            continue
+    return frozenset(found)
+
+
+class Roots:
+    """The marks of one fanotify group.
+
+    Args:
+        group: The fanotify group.
+        patterns: Directories with one directory a container; ``*`` as the last part stands for any namespace.
+        spared: Container ids never to be gated.
+        hold_executions: Whether to hold whoever executes a runtime binary.
+    """
+
+    def __init__(self, group: int, patterns: Iterable[str], spared: frozenset[str], *, hold_executions: bool) -> None:
+        self.inotify = INotify()
+        self.binaries: set[str] = set()
+        self._group = group
+        self._patterns = tuple(pattern.rstrip("/") for pattern in patterns)
+        self._spared = set(spared)
+        self._hold_executions = hold_executions
+        self._marked: dict[str, str] = {}  # container's directory -> its id
+        self._parents: dict[int, str] = {}  # inotify watch -> directory of containers
+        self._waiting: dict[int, str] = {}  # inotify watch -> directory in which a root's next part will appear
+        # The gate's loop handles events, the link's thread asks for marks.
+        self._lock = threading.Lock()
+
+    @property
+    def marked(self) -> tuple[str, ...]:
+        """The gated containers' directories."""
+        return tuple(self._marked)
+
+    def scan(self) -> None:
+        """Watch and mark everything that is there; safe to do again at any time."""
+        with self._lock:
+            if self._hold_executions:
+                for folder in (*_BINARY_FOLDERS, *os.environ.get("PATH", "").split(":")):
+                    for runtime in _RUNTIMES:
+                        self._hold(f"{folder}/{runtime}")
+            for pattern in self._patterns:
+                self._follow(pattern)
+
+    def drain(self) -> list[str]:
+        """Handle every directory event so far.
+
+        Returns:
+            The directories of containers that were deleted.
+        """
+        deleted: list[str] = []
+        rescan = False
+        for watch, mask, name in self.inotify.read():
+            with self._lock:
+                parent = self._parents.get(watch)
+                if parent is not None and mask & IN_ISDIR:
+                    directory = f"{parent}/{name}"
+                    if mask & IN_DELETE:
+                        self._marked.pop(directory, None)
+                        deleted.append(directory)
+                    else:
+                        self._marked.pop(directory, None)  # made again: a new inode, which wants a new mark
+                        self._mark(directory)
+                elif mask & (IN_DELETE_SELF | IN_IGNORED):
+                    gone = self._parents.pop(watch, None) or self._waiting.pop(watch, None)
+                    rescan = rescan or gone is not None
+                elif mask & IN_Q_OVERFLOW or watch in self._waiting:
+                    rescan = True
+        if rescan:
+            self.scan()
+        return deleted
+
+    def ensure(self, container_id: str) -> bool:
+        """Mark one container now, wherever it is; True if it is gated."""
+        if container_id in self._spared or not container_id or "/" in container_id:
+            return False
+        with self._lock:
+            found = False
+            for parent in set(self._parents.values()):
+                found = self._mark(f"{parent}/{container_id}") or found
+            return found
+
+    def spare(self, container_ids: Iterable[str]) -> None:
+        """Never gate these (again): the agent's own pod."""
+        with self._lock:
+            self._spared.update(container_ids)
+            for directory, container_id in list(self._marked.items()):
+                if container_id in self._spared:
+                    del self._marked[directory]
+                    unmark_directory(self._group, directory)
+
+    def hold(self, binary: str) -> None:
+        """Hold whoever executes this file, too: a runtime binary that was seen at work."""
+        if self._hold_executions and binary not in self.binaries:
+            with self._lock:
+                self._hold(binary)
+
+    # -- with the lock held --------------------------------------------------------------------------------------------
+
+    def _hold(self, path: str) -> None:
+        real = os.path.realpath(path)
+        if real in self.binaries:
+            return
+        try:
+            mark_binary(self._group, real)
+        except OSError:
+            return  # not there; or no FAN_OPEN_EXEC_PERM here, and NRI and inotify have to do
+        self.binaries.add(real)
+
+    def _follow(self, pattern: str) -> None:
+        base, star, _ = pattern.partition("/*")
+        if not self._watch_until_there(base or "/"):
+            return
+        if not star:
+            self._follow_parent(base)
+            return
+        # base is in _waiting: a namespace that appears in it leads to the next scan
+        for name in _directories(base):
+            self._follow_parent(f"{base}/{name}")
+
+    def _watch_until_there(self, base: str) -> bool:
+        """Watch ``base``, or the deepest part of its path that exists; each is watched before the next is looked for."""
+        directory = ""
+        for part in ["", *base.strip("/").split("/")]:
+            directory = f"{directory.rstrip('/')}/{part}" if part else "/"
+            if directory != base and os.path.isdir(f"{directory.rstrip('/')}/{self._next_part(directory, base)}"):
+                continue
+            try:
+                watch = self.inotify.watch(directory, IN_CREATE | IN_MOVED_TO | IN_DELETE | IN_DELETE_SELF)
+            except OSError:
+                return False
+            if watch not in self._parents:
+                self._waiting[watch] = directory
+            if directory == base:
+                return True
+            if not os.path.isdir(f"{directory.rstrip('/')}/{self._next_part(directory, base)}"):
+                return False
+        return True
+
+    @staticmethod
+    def _next_part(directory: str, base: str) -> str:
+        return base[len(directory.rstrip("/")) + 1 :].split("/", 1)[0]
+
+    def _follow_parent(self, parent: str) -> None:
+        try:
+            watch = self.inotify.watch(parent, IN_CREATE | IN_MOVED_TO | IN_DELETE | IN_DELETE_SELF)
+        except OSError:
+            return
+        self._waiting.pop(watch, None)
+        self._parents[watch] = parent
+        for name in _directories(parent):
+            self._mark(f"{parent}/{name}")
+
+    def _mark(self, directory: str) -> bool:
+        container_id = os.path.basename(directory)
+        if container_id in self._spared:
+            return False
+        try:
+            # Marking twice is harmless, and right where the directory was made again
+            mark_directory(self._group, directory)
+        except OSError:
+            return False
+        self._marked[directory] = container_id
+        return True
+
+
+def _directories(parent: str) -> list[str]:
+    try:
+        with os.scandir(parent) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []

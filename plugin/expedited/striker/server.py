@@ -1,0 +1,222 @@
+"""The striker's socket, the striker's half: takes policy and requests, sends reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from expedited.errors import ExpeditedError
+from expedited.striker.container import read_container
+from expedited.striker.link import PACKET_AT_MOST, peer_uid
+from expedited.striker.roots import Roots
+from expedited.striker.stops import Stops
+from expedited.teardown.cgroup import Cgroup
+from expedited.teardown.policy import Policy
+from expedited.teardown.report import Report
+
+__all__ = ["Server", "listen"]
+
+_STATE_FILES = ("state.json", "status")
+
+
+def listen(path: str) -> socket.socket:
+    """Bind the striker's socket, mode 0600, in place of one that a crash has left.
+
+    Raises:
+        ExpeditedError: another striker listens there already, or the directory can't be made.
+    """
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        probe = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            probe.connect(path)
+        except OSError:
+            if os.path.exists(path):
+                os.unlink(path)
+        else:
+            raise ExpeditedError(f"{path}: a striker listens there already; stop it first, or give another --run-dir")
+        finally:
+            probe.close()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(mask)
+        listener.listen(16)
+    except OSError as error:
+        raise ExpeditedError(f"{path}: can't listen there: {error.strerror}; give another --run-dir") from None
+    return listener
+
+
+class Server:
+    """Serves every client in one thread; a client that does not read is dropped, never waited for."""
+
+    def __init__(self, listener: socket.socket, status: Callable[[], dict[str, Any]], log: Callable[[str], None]) -> None:
+        self._listener = listener
+        self._status = status
+        self._log = log
+        self._clients: dict[int, socket.socket] = {}
+        self._lock = threading.Lock()
+        self.stops: Stops | None = None
+        self.roots: Roots | None = None
+
+    def start(self, stops: Stops, roots: Roots) -> None:
+        """Begin to serve, in a thread of its own."""
+        self.stops, self.roots = stops, roots
+        threading.Thread(target=self._run, name="link", daemon=True).start()
+
+    def publish(self, report: Report) -> None:
+        """Send a report to every client; from any thread."""
+        self._send_all({"is": "report", "report": report.to_json()})
+
+    def stop_began(self, container_id: str) -> None:
+        """Tell every client that a SIGTERM has passed the gate; from any thread."""
+        self._send_all({"is": "stop_began", "id": container_id})
+
+    # -- the thread ----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            readable, _, _ = select.select([self._listener, *self._clients.values()], [], [])
+            for connection in readable:
+                if connection is self._listener:
+                    self._accept()
+                else:
+                    self._serve(connection)
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            return
+        if peer_uid(connection) not in (0, os.getuid()):
+            self._log(f"a process of user {peer_uid(connection)} was turned away")
+            connection.close()
+            return
+        connection.setblocking(False)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+        self._clients[connection.fileno()] = connection
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            packet = connection.recv(PACKET_AT_MOST)
+        except BlockingIOError:
+            return
+        except OSError:
+            packet = b""
+        if not packet:
+            self._drop(connection)
+            return
+        try:
+            message = json.loads(packet)
+            do = message["do"]
+            handler = getattr(self, f"_do_{do}", None)
+            if handler is None:
+                raise ExpeditedError(f"unknown request {do!r}")
+            answer = handler(connection, message)
+        except ExpeditedError as error:
+            answer = {"is": "refused", "why": str(error), "code": error.exit_code}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            answer = {"is": "refused", "why": f"malformed request: {type(error).__name__}: {error}", "code": 2}
+            message = {}
+        if answer is not None:
+            self._send(connection, {"seq": message.get("seq"), **answer})
+
+    def _do_policy(self, connection: socket.socket, message: dict[str, Any]) -> None:
+        stops = self._stops()
+        if "default" in message:
+            stops.default = Policy.from_json(message["default"])
+        fresh = {name: Policy.from_json(policy) for name, policy in message.get("containers", {}).items()}
+        stops.policies = fresh if message.get("replace") else {**stops.policies, **fresh}
+
+    def _do_forget(self, connection: socket.socket, message: dict[str, Any]) -> None:
+        self._stops().policies.pop(message["id"], None)
+
+    def _do_leaving(self, connection: socket.socket, message: dict[str, Any]) -> None:
+        self._stops().leaving.update(message["ids"])
+
+    def _do_spare(self, connection: socket.socket, message: dict[str, Any]) -> None:
+        if self.roots is not None:
+            self.roots.spare(message["ids"])
+
+    def _do_watch(self, connection: socket.socket, message: dict[str, Any]) -> dict[str, Any]:
+        marked = self.roots is not None and self.roots.ensure(message["id"])
+        return {"is": "watching", "id": message["id"], "marked": marked}
+
+    def _do_status(self, connection: socket.socket, message: dict[str, Any]) -> dict[str, Any]:
+        return {"is": "status", **self._status()}
+
+    def _do_reports(self, connection: socket.socket, message: dict[str, Any]) -> dict[str, Any]:
+        kept = [report for report in list(self._stops().reports) if report.number > message.get("after", 0)]
+        return {"is": "reports", "reports": [report.to_json() for report in kept[-16:]], "more": len(kept) > 16}
+
+    def _do_strike(self, connection: socket.socket, message: dict[str, Any]) -> None:
+        """In a worker: this thread must stay free to answer others. The answer is the report."""
+        stops = self._stops()
+        container = self._find(message["id"]) if message.get("id") else None
+        cgroup = container.cgroup if container else Cgroup.find(message["cgroup"])
+        policy = stops.policy_of(container.id if container else "")
+        if message.get("policy"):
+            policy = Policy.from_json({**policy.to_json(), **message["policy"]})
+        cgroup.refuse_if_not_a_containers()
+        sequence = message.get("seq")
+        trigger = str(message.get("trigger", "command"))
+
+        def work() -> None:
+            try:
+                report = stops.strike_now(container, cgroup, policy, trigger)
+                answer = {"is": "report", "seq": sequence, "report": report.to_json()}
+            except ExpeditedError as error:
+                answer = {"is": "refused", "seq": sequence, "why": str(error), "code": error.exit_code}
+            self._send(connection, answer)
+
+        stops.submit(work)
+
+    # --------------------------------------------------------------------------------------------------------------
+
+    def _find(self, container_id: str) -> Any:
+        assert self.roots is not None
+        for directory in self.roots.marked:
+            if os.path.basename(directory) != container_id:
+                continue
+            for name in _STATE_FILES:
+                try:
+                    # Passes our own gate, whose loop lets its own process through
+                    descriptor = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+                except OSError:
+                    continue
+                try:
+                    return read_container(directory, descriptor)
+                finally:
+                    os.close(descriptor)
+        raise ExpeditedError(f"container {container_id}: no runtime on this node has one of that id; see `expedited top --once`")
+
+    def _stops(self) -> Stops:
+        assert self.stops is not None
+        return self.stops
+
+    def _send_all(self, message: dict[str, Any]) -> None:
+        for connection in list(self._clients.values()):
+            self._send(connection, message)
+
+    def _send(self, connection: socket.socket, message: dict[str, Any]) -> None:
+        packet = json.dumps(message, separators=(",", ":")).encode()
+        with self._lock:
+            try:
+                connection.send(packet)
+            except OSError:
+                # Gone, or it has not read for megabytes: its reports are kept, and it can ask for them when it is back
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def _drop(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._clients.pop(connection.fileno(), None)
+            connection.close()

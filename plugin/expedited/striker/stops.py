@@ -1,0 +1,272 @@
+"""What follows a kill that the gate has caught: which container, what policy, the strike, the report.
+
+Runs in worker threads, one for each stop in progress; the gate's loop never waits for any of this.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from queue import Empty, SimpleQueue
+
+from expedited.errors import ExpeditedError
+from expedited.striker.argv import Verb
+from expedited.striker.container import Container, read_container
+from expedited.striker.gate import Hold
+from expedited.teardown.cgroup import Cgroup, TargetError
+from expedited.teardown.linux import be_realtime
+from expedited.teardown.policy import Mode, Order, PageCache, Policy
+from expedited.teardown.reap import Reapers
+from expedited.teardown.report import Outcome, Report
+from expedited.teardown.strike import Strike
+
+__all__ = ["Stops"]
+
+#: SCHED_RR priority of the workers: above the reapers they direct, below the gate.
+WORKER_PRIORITY = 3
+
+_REPORTS_KEPT = 256
+_WORKERS_AT_MOST = 64
+_WORKERS_KEPT = 2
+_IDLE_SECONDS = 10.0
+
+
+class Stops:
+    """All stops of the node.
+
+    Args:
+        publish: Takes every report, in the order in which the stops end; called from worker threads.
+        on_term: Takes a container id when a SIGTERM for it has passed the gate: its grace period runs.
+        log: Takes one line for a person.
+    """
+
+    def __init__(
+        self, publish: Callable[[Report], None], on_term: Callable[[str], None], log: Callable[[str], None]
+    ) -> None:
+        self.default = Policy()
+        self.policies: dict[str, Policy] = {}
+        self.leaving: set[str] = set()
+        self.reports: deque[Report] = deque(maxlen=_REPORTS_KEPT)
+        self.number = 0
+        self._publish = publish
+        self._on_term = on_term
+        self._log = log
+        self._known: dict[str, tuple[tuple[int, int], Container]] = {}  # directory -> state file's identity, container
+        self._active: set[str] = set()
+        self._compared = 0
+        self._lock = threading.Lock()
+        self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._workers = 0
+        self._idle = 0
+        self._reapers = Reapers()
+        for _ in range(_WORKERS_KEPT):
+            self._hire()
+
+    # -- called by the gate's loop: must return at once ----------------------------------------------------------------
+
+    def on_kill(self, hold: Hold) -> None:
+        """A kill is held at the gate."""
+        self.submit(lambda: self._handle(hold))
+
+    def on_start(self, cmdline: bytes, descriptor: int) -> None:
+        """A runtime command that is no kill has passed: `start` is the moment to learn what the container is."""
+        if b"\0start\0" in cmdline:
+            copy = os.dup(descriptor)
+            self.submit(lambda: self._learn(copy))
+
+    def on_deleted(self, directory: str) -> None:
+        """The runtime has removed a container's directory."""
+        self._known.pop(directory, None)
+        container_id = os.path.basename(directory)
+        self.policies.pop(container_id, None)
+        self.leaving.discard(container_id)
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Have a worker do it; one more is made when all are busy, up to a limit."""
+        self._work.put(work)
+        if self._idle <= self._work.qsize() and self._workers < _WORKERS_AT_MOST:
+            self._hire()
+
+    @property
+    def active(self) -> int:
+        """Stops in progress."""
+        return len(self._active)
+
+    def policy_of(self, container_id: str) -> Policy:
+        """What may be done to it, with page cache AUTO decided: drop only for a pod that goes for good."""
+        policy = self.policies.get(container_id, self.default)
+        if policy.page_cache is PageCache.AUTO:
+            decided = PageCache.DROP if container_id in self.leaving else PageCache.KEEP
+            policy = replace(policy, page_cache=decided)
+        return policy
+
+    def strike_now(self, container: Container | None, cgroup: Cgroup, policy: Policy, trigger: str) -> Report:
+        """A strike that no runtime asked for: `expedited kill` and the control API.
+
+        Raises:
+            TargetError: the cgroup must not be struck, or a stop of it is in progress.
+        """
+        cgroup.refuse_if_not_a_containers()
+        key = container.directory if container else cgroup.procs_dir
+        container_id = container.id if container else ""
+        if not self._begin(key):
+            raise TargetError(f"{container_id or cgroup.path}: a stop of it is in progress already")
+        try:
+            one = Strike(
+                cgroup,
+                replace(policy, mode=Mode.STRIKE, min_size_bytes=0),
+                init_pid=container.init_pid if container else None,
+                container_id=container_id,
+                trigger=trigger,
+                reapers=self._reapers,
+            )
+            try:
+                one.signal()
+            finally:
+                report = one.finish()
+            return self._keep(report)
+        finally:
+            self._end(key)
+
+    # -- in a worker ---------------------------------------------------------------------------------------------------
+
+    def _handle(self, hold: Hold) -> None:
+        try:
+            directory = os.path.dirname(os.readlink(f"/proc/self/fd/{hold.descriptor}"))
+            if not hold.command.ends(os.path.basename(directory)):
+                return
+            container = self._container(directory, hold.descriptor)
+            if hold.command.signal != 9:
+                hold.answer()
+                if hold.command.signal == 15:
+                    self._on_term(container.id)
+                return
+            self._stop(hold, container)
+        except ExpeditedError as error:
+            self._log(f"a kill was let through unstruck: {error}")
+        finally:
+            hold.release()
+
+    def _stop(self, hold: Hold, container: Container) -> None:
+        policy = self.policy_of(container.id)
+        mode = policy.mode
+        if mode is Mode.OFF or not container.is_running():
+            return  # after init's exit the runtime's `kill --all` finds nobody: the memory is back already
+        if mode is Mode.COMPARE:
+            self._compared += 1
+            policy = replace(policy, mode=Mode.STRIKE if self._compared % 2 else Mode.OBSERVE)
+        if not self._begin(container.directory):
+            return
+        try:
+            container.cgroup.refuse_if_not_a_containers()
+            one = Strike(
+                container.cgroup,
+                policy,
+                init_pid=container.init_pid,
+                container_id=container.id,
+                trigger="gate:delete" if hold.command.verb is Verb.DELETE else "gate:kill",
+                runtime_kills=True,
+                started=hold.seen,
+                reapers=self._reapers,
+            )
+            try:
+                if policy.mode is Mode.OBSERVE:
+                    hold.release()
+                one.signal()
+                hold.release()
+                one.answered()
+            finally:
+                report = one.finish()
+            self._keep(replace(report, mode=str(mode)) if mode is not Mode.STRIKE else report)
+        finally:
+            self._end(container.directory)
+
+    def _container(self, directory: str, descriptor: int) -> Container:
+        """From the state file, or from what was learnt when it was started, if the file is the same still."""
+        status = os.fstat(descriptor)
+        identity = (status.st_ino, status.st_mtime_ns)
+        known = self._known.get(directory)
+        if known is not None and known[0] == identity:
+            return known[1]
+        container = read_container(directory, descriptor)
+        self._known[directory] = (identity, container)
+        return container
+
+    def _learn(self, descriptor: int) -> None:
+        try:
+            self._container(os.path.dirname(os.readlink(f"/proc/self/fd/{descriptor}")), descriptor)
+        except (ExpeditedError, OSError):
+            pass  # its kill, if one comes, will read the file again and say what is wrong with it
+        finally:
+            os.close(descriptor)
+
+    def _keep(self, report: Report) -> Report:
+        with self._lock:
+            self.number += 1
+            report = replace(report, number=self.number)
+            self.reports.append(report)
+        if report.outcome is not Outcome.SKIPPED:
+            self._log(_line(report))
+        self._publish(report)
+        return report
+
+    def _begin(self, key: str) -> bool:
+        with self._lock:
+            if key in self._active:
+                return False
+            self._active.add(key)
+            return True
+
+    def _end(self, key: str) -> None:
+        with self._lock:
+            self._active.discard(key)
+
+    # -- the workers ---------------------------------------------------------------------------------------------------
+
+    def _hire(self) -> None:
+        with self._lock:
+            self._workers += 1
+        threading.Thread(target=self._run, name=f"worker-{self._workers}", daemon=True).start()
+
+    def _run(self) -> None:
+        be_realtime(WORKER_PRIORITY)
+        while True:
+            with self._lock:
+                self._idle += 1
+            try:
+                work = self._work.get(timeout=_IDLE_SECONDS)
+            except Empty:
+                if not self._active:
+                    gc.collect()  # automatic collection is off in this process
+                with self._lock:
+                    if self._workers > _WORKERS_KEPT:
+                        self._workers -= 1
+                        return
+                continue
+            finally:
+                with self._lock:
+                    self._idle -= 1
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001 - a worker must outlive whatever one stop does
+                self._log(f"a stop could not be handled: {type(error).__name__}: {error}")
+
+
+def _line(report: Report) -> str:
+    back = "?" if report.memory_back_seconds is None else f"{report.memory_back_seconds * 1000:.0f} ms"
+    gone = "not gone" if report.gone_seconds is None else f"gone after {report.gone_seconds * 1000:.0f} ms"
+    name = report.container_id or report.cgroup
+    order = f" ({report.order})" if report.order else ""
+    return f"{name} {report.outcome}{order}: {report.bytes_returned >> 20} MiB back after {back}, {gone}; {report.trigger}"
+
+
+def wait_until_idle(stops: Stops, seconds: float) -> None:
+    """Let the stops in progress end, for at most that long."""
+    give_up_at = time.monotonic() + seconds
+    while stops.active and time.monotonic() < give_up_at:
+        time.sleep(0.02)
