@@ -66,7 +66,9 @@ def read_container(directory: str, descriptor: int) -> Container:
         init_pid = int(state.get("init_process_pid") or state["pid"])
         init_start = int(state.get("init_process_start") or state["process-start-time"])
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise StateError(f"{directory}: the state file names no init process ({error}); is this a runtime's directory?") from None
+        raise StateError(
+            f"{directory}: the state file names no init process ({error}); is this a runtime's directory?"
+        ) from None
     paths = state.get("cgroup_paths")
     cgroup = Cgroup.from_runtime(paths) if isinstance(paths, dict) else Cgroup.of_process(init_pid)
     return Container(directory, init_pid, init_start, cgroup)

@@ -223,8 +223,11 @@ def _cmdline(pid: int) -> bytes:
 
 
 def _is_alive(pidfd: int) -> bool:
-    """The opener is held in its open, so its pid is its own, unless it was killed there: then pid and command line may
-    be somebody else's by now."""
+    """Whether the opener still is who it was.
+
+    It is held in its open, so its pid is its own, unless it was killed there: then the pid, and with it the command
+    line, may be somebody else's by now.
+    """
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
     return not poller.poll(0)

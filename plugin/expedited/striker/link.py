@@ -74,7 +74,9 @@ class StrikerLink:
         try:
             self._socket.send(packet)
         except OSError as error:
-            raise StrikerUnreachable(f"the striker can't be reached any more ({os.strerror(error.errno or 0)})") from None
+            raise StrikerUnreachable(
+                f"the striker can't be reached any more ({os.strerror(error.errno or 0)})"
+            ) from None
         return self._sequence
 
     def receive(self, timeout_seconds: float | None = 0.0) -> dict[str, Any] | None:

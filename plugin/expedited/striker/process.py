@@ -153,7 +153,9 @@ def _lock_memory(log: Callable[[str], None]) -> bool:
     try:
         lock_memory()
     except OSError as error:
-        log(f"memory not locked ({error.strerror}): under pressure a strike may wait for its own pages; see `expedited doctor`")
+        log(
+            f"memory not locked ({error.strerror}): under pressure a strike may wait for its own pages; see `expedited doctor`"
+        )
         return False
     return True
 

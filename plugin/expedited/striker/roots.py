@@ -34,8 +34,10 @@ _BINARY_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin",
 
 
 def own_container_ids() -> frozenset[str]:
-    """The ids of the container that this process itself runs in: never gated, so that a hung gate can't hold up
-    the very kill that is meant for it."""
+    """The ids of the container that this process itself runs in.
+
+    It is never gated, so that a hung gate can't hold up the very kill that is meant for it.
+    """
     found: set[str] = set()
     for name in ("/proc/self/cgroup", "/proc/self/mountinfo"):
         try:

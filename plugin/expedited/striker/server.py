@@ -58,7 +58,9 @@ def listen(path: str) -> socket.socket:
 class Server:
     """Serves every client in one thread; a client that does not read is dropped, never waited for."""
 
-    def __init__(self, listener: socket.socket, status: Callable[[], dict[str, Any]], log: Callable[[str], None]) -> None:
+    def __init__(
+        self, listener: socket.socket, status: Callable[[], dict[str, Any]], log: Callable[[str], None]
+    ) -> None:
         self._listener = listener
         self._status = status
         self._log = log
@@ -196,7 +198,9 @@ class Server:
                     return read_container(directory, descriptor)
                 finally:
                     os.close(descriptor)
-        raise ExpeditedError(f"container {container_id}: no runtime on this node has one of that id; see `expedited top --once`")
+        raise ExpeditedError(
+            f"container {container_id}: no runtime on this node has one of that id; see `expedited top --once`"
+        )
 
     def _stops(self) -> Stops:
         assert self.stops is not None

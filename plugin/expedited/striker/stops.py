@@ -20,15 +20,12 @@ from expedited.striker.container import Container, read_container
 from expedited.striker.gate import Hold
 from expedited.teardown.cgroup import Cgroup, TargetError
 from expedited.teardown.linux import be_realtime
-from expedited.teardown.policy import Mode, Order, PageCache, Policy
-from expedited.teardown.reap import Reapers
+from expedited.teardown.policy import Mode, PageCache, Policy
+from expedited.teardown.reap import STRIKER_PRIORITY, Reapers
 from expedited.teardown.report import Outcome, Report
 from expedited.teardown.strike import Strike
 
 __all__ = ["Stops"]
-
-#: SCHED_RR priority of the workers: above the reapers they direct, below the gate.
-WORKER_PRIORITY = 3
 
 _REPORTS_KEPT = 256
 _WORKERS_AT_MOST = 64
@@ -234,7 +231,7 @@ class Stops:
         threading.Thread(target=self._run, name=f"worker-{self._workers}", daemon=True).start()
 
     def _run(self) -> None:
-        be_realtime(WORKER_PRIORITY)
+        be_realtime(STRIKER_PRIORITY)
         while True:
             with self._lock:
                 self._idle += 1
@@ -253,7 +250,7 @@ class Stops:
                     self._idle -= 1
             try:
                 work()
-            except Exception as error:  # noqa: BLE001 - a worker must outlive whatever one stop does
+            except Exception as error:
                 self._log(f"a stop could not be handled: {type(error).__name__}: {error}")
 
 
@@ -262,7 +259,9 @@ def _line(report: Report) -> str:
     gone = "not gone" if report.gone_seconds is None else f"gone after {report.gone_seconds * 1000:.0f} ms"
     name = report.container_id or report.cgroup
     order = f" ({report.order})" if report.order else ""
-    return f"{name} {report.outcome}{order}: {report.bytes_returned >> 20} MiB back after {back}, {gone}; {report.trigger}"
+    return (
+        f"{name} {report.outcome}{order}: {report.bytes_returned >> 20} MiB back after {back}, {gone}; {report.trigger}"
+    )
 
 
 def wait_until_idle(stops: Stops, seconds: float) -> None:

@@ -30,7 +30,6 @@ _BACK_OFF_AT_MOST_SECONDS = 5.0
 _PRIORITY = 5
 
 
-
 def supervise(gate: Callable[[Heartbeat], int], log: Callable[[str], None]) -> int:
     """Run ``gate`` in a child, again and again until a SIGTERM or SIGINT ends it for good.
 
@@ -78,15 +77,13 @@ def _run_child(gate: Callable[[Heartbeat], int], heartbeat: Heartbeat) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         code = gate(heartbeat)
-    except BaseException as error:  # noqa: BLE001 - a forked child must never return into its parent's code
+    except BaseException as error:
         print(f"expedited.striker: the gate failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     finally:
         os._exit(code)
 
 
-def _watch(
-    pid: int, heartbeat: Heartbeat, asked_to_stop: list[int], reader: int, log: Callable[[str], None]
-) -> int:
+def _watch(pid: int, heartbeat: Heartbeat, asked_to_stop: list[int], reader: int, log: Callable[[str], None]) -> int:
     """Until the child ends; its exit code, or minus the signal that killed it."""
     pidfd = os.pidfd_open(pid)
     told = False

@@ -50,7 +50,8 @@ class _Budgets:
             (directory, microseconds a period) for each; empty if one of them could get none.
         """
         levels = directory[len(root) :].strip("/").split("/")
-        path, lent = root, []
+        path = root
+        lent: list[tuple[str, int]] = []
         with self._lock:
             for level in levels:
                 path = f"{path}/{level}"
@@ -195,7 +196,10 @@ class Boost:
         for tid in tids:
             try:
                 # A tid that was used again meanwhile: only ever take SCHED_RR at our own priority away.
-                if os.sched_getscheduler(tid) == os.SCHED_RR and os.sched_getparam(tid).sched_priority == DYING_PRIORITY:
+                if (
+                    os.sched_getscheduler(tid) == os.SCHED_RR
+                    and os.sched_getparam(tid).sched_priority == DYING_PRIORITY
+                ):
                     os.sched_setscheduler(tid, os.SCHED_OTHER, os.sched_param(0))
             except OSError:
                 continue

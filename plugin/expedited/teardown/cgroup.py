@@ -53,11 +53,9 @@ def hierarchies() -> Hierarchies:
             if kind not in ("cgroup", "cgroup2"):
                 continue
             _, _, _, root, point = mount.split(" ")[:5]
-            if root != "/" and not root.startswith("/.."):
-                # A bind mount of one cgroup (a container's own view) is no place to find others from,
-                # unless it is all there is.
-                if kind == "cgroup2" and unified is not None:
-                    continue
+            bind_mount = root != "/" and not root.startswith("/..")
+            if bind_mount and kind == "cgroup2" and unified is not None:
+                continue  # a bind mount of one cgroup is no place to find others from, unless it is all there is
             if kind == "cgroup2":
                 unified = unified or point
             else:
@@ -105,7 +103,9 @@ class Cgroup:
                 raise CgroupGone(f"cgroup {name}: no such directory; the container is gone, or the name is wrong")
             return cls._at("/" + directory[len(root) :].strip("/"))
         if not name.startswith("/") or ".." in name.split("/"):
-            raise TargetError(f"cgroup {name}: outside the cgroup hierarchy; give a path that starts with / and has no ..")
+            raise TargetError(
+                f"cgroup {name}: outside the cgroup hierarchy; give a path that starts with / and has no .."
+            )
         if os.path.isdir(name) and name != "/":
             raise TargetError(f"cgroup {name}: this directory is not in a cgroup file system")
         return cls._at("/" + name.strip("/"))
@@ -146,7 +146,9 @@ class Cgroup:
         if mounts.unified and os.path.isdir(mounts.unified + path):
             paths[""] = path
         if not paths:
-            raise CgroupGone(f"cgroup {path}: there is none in any hierarchy; the container is gone, or the name is wrong")
+            raise CgroupGone(
+                f"cgroup {path}: there is none in any hierarchy; the container is gone, or the name is wrong"
+            )
         return cls._from_paths(paths)
 
     @classmethod
@@ -173,7 +175,9 @@ class Cgroup:
                 freezer_dir=v1("freezer"),
             )
         if unified is None:
-            raise CgroupGone("the process or container is in no cgroup of its own, so there is nothing that may be struck")
+            raise CgroupGone(
+                "the process or container is in no cgroup of its own, so there is nothing that may be struck"
+            )
         has_memory = os.path.exists(unified + "/memory.stat")
         return cls(2, paths[""], unified, unified if has_memory else None, unified, unified, None)
 
@@ -278,7 +282,9 @@ class Cgroup:
             TargetError: it is the root, or holds this process, or pid 1.
         """
         if self.path == "/":
-            raise TargetError("cgroup /: this is the root of the hierarchy, with every process of the node; nothing was done")
+            raise TargetError(
+                "cgroup /: this is the root of the hierarchy, with every process of the node; nothing was done"
+            )
         own = Cgroup.own_directories()
         if any(mine == self.procs_dir or mine.startswith(self.procs_dir + "/") for mine in own):
             raise TargetError(f"cgroup {self.path}: expedited itself runs in it; nothing was done")

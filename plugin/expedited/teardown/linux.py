@@ -12,6 +12,8 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
@@ -24,6 +26,7 @@ __all__ = [
     "mrelease_support",
     "pidfd_exit_code",
     "process_mrelease",
+    "realtime",
 ]
 
 # include/uapi/asm-generic/unistd.h; the number is the same on every architecture
@@ -53,7 +56,7 @@ _get_errno = ctypes.get_errno
 
 
 def process_mrelease(pidfd: int, flags: int) -> int:
-    """Free the memory of a dying process: process_mrelease(2).
+    """Free the memory of a dying process by the system call of that name.
 
     Returns:
         0, or the errno: ESRCH (it has no memory any more), EINVAL (it is not dying, or the flag is unknown),
@@ -122,6 +125,19 @@ def lock_memory() -> None:
     if _libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) != 0:
         code = _get_errno()
         raise OSError(code, f"mlockall: {os.strerror(code)}")
+
+
+@contextmanager
+def realtime(priority: int) -> Iterator[None]:
+    """Be SCHED_RR for the length of a block, where that is allowed, and what it was before after it."""
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    niceness = os.getpriority(os.PRIO_PROCESS, 0)
+    be_realtime(priority)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
+        os.setpriority(os.PRIO_PROCESS, 0, niceness)
 
 
 def be_realtime(priority: int) -> bool:

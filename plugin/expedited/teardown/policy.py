@@ -62,5 +62,6 @@ class Policy:
             ValueError: a value is none of those that the field takes.
             TypeError: a key is no field of a policy.
         """
-        kinds = {"mode": Mode, "page_cache": PageCache, "order": Order}
-        return cls(**{name: kinds[name](value) if name in kinds else value for name, value in data.items()})
+        kinds: dict[str, Any] = {"mode": Mode, "page_cache": PageCache, "order": Order}
+        values: dict[str, Any] = {name: kinds.get(name, lambda value: value)(value) for name, value in data.items()}
+        return cls(**values)

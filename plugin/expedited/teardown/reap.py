@@ -19,10 +19,12 @@ from expedited.teardown.linux import be_realtime, process_mrelease
 from expedited.teardown.report import Fate
 from expedited.teardown.roster import Victim
 
-__all__ = ["REAPER_PRIORITY", "Reapers", "kill_and_reap", "reap", "reap_when_killed"]
+__all__ = ["REAPER_PRIORITY", "STRIKER_PRIORITY", "Reapers", "kill_and_reap", "reap", "reap_when_killed"]
 
 #: SCHED_RR priority of the reaping threads: below the gate, above the boosted dying.
 REAPER_PRIORITY = 2
+#: SCHED_RR priority of the thread that makes a strike: above its reapers.
+STRIKER_PRIORITY = 3
 
 _RETRY_SECONDS = 0.0005
 # How long a mm may refuse us: EAGAIN while somebody else holds its lock for writing, EINVAL while a process that

@@ -123,7 +123,8 @@ class Report:
         for name in ("before", "after"):
             values[name] = Memory(**values[name]) if values[name] else None
         values["processes"] = tuple(
-            ProcessReport(process["pid"], process["rss_bytes"], Fate(process["fate"])) for process in values["processes"]
+            ProcessReport(process["pid"], process["rss_bytes"], Fate(process["fate"]))
+            for process in values["processes"]
         )
         values["boosted"] = tuple(values["boosted"])
         values["steps"] = tuple(Step(**step) for step in values["steps"])

@@ -37,8 +37,11 @@ class Victim:
         self.boosted = False
 
     def read_size(self) -> None:
-        """Read how much memory is resident, from /proc/PID/statm. Only before it is signalled: reading /proc of a
-        dying process holds its mm, and with it the very memory that it should give back."""
+        """Read how much memory is resident, from /proc/PID/statm.
+
+        Only before it is signalled: reading /proc of a dying process holds its mm, and with it the very memory that
+        it should give back.
+        """
         try:
             descriptor = os.open(f"/proc/{self.pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:

@@ -13,10 +13,10 @@ from contextlib import suppress
 
 from expedited.teardown.boost import Boost
 from expedited.teardown.cgroup import Cgroup
-from expedited.teardown.linux import KEEP_FILE, REAP_KILL, mrelease_support
+from expedited.teardown.linux import KEEP_FILE, REAP_KILL, mrelease_support, realtime
 from expedited.teardown.measure import MemoryWatch
 from expedited.teardown.policy import Mode, Order, PageCache, Policy
-from expedited.teardown.reap import Reapers, kill_and_reap, reap, reap_when_killed
+from expedited.teardown.reap import STRIKER_PRIORITY, Reapers, kill_and_reap, reap, reap_when_killed
 from expedited.teardown.report import Fate, Outcome, ProcessReport, Report, Step
 from expedited.teardown.roster import Roster, Victim
 
@@ -30,6 +30,8 @@ _SIZES_READ_AT_MOST = 64
 _FOLLOW_SECONDS = 5.0
 #: Rounds of signalling after which a cgroup that still brings forth processes is held still (version 1's freezer).
 _PATIENT_SWEEPS = 3
+#: How long a kill may wait for a thread of the pool.
+_HAND_OVER_SECONDS = 0.002
 _PROCESSES_REPORTED = 64
 
 
@@ -127,15 +129,13 @@ class Strike:
         init = next((victim for victim in victims if victim.pid == self._init_pid), None)
         if init is not None and init not in first:
             self._send(init)
-        elif init is not None:
-            first.remove(init)
-            first.insert(0, init)
-            if not kill_flag:
-                self._send(init)
+        first.sort(key=lambda victim: victim is not init)
         for victim in first:
             self._reapers.submit(lambda victim=victim: kill_and_reap(victim, flags))  # type: ignore[misc]
-        while any(not victim.signalled for victim in first):
-            time.sleep(0)  # the pool's threads set it right before their system call; let them have the interpreter
+            if victim is init:
+                self._until_signalled(victim)
+        for victim in first:
+            self._until_signalled(victim)
         if not self.cgroup.kill():
             for victim in victims:
                 if not victim.signalled:
@@ -174,6 +174,15 @@ class Strike:
             victim.read_size()
         large = [victim for victim in victims if (victim.rss_bytes or 0) >= _WORTH_REAPING_BYTES]
         return sorted(large, key=lambda victim: victim.rss_bytes or 0, reverse=True)
+
+    def _until_signalled(self, victim: Victim) -> None:
+        """Let the pool have the interpreter until its thread is about to make the system call that kills."""
+        give_up_at = time.monotonic() + _HAND_OVER_SECONDS
+        while not victim.signalled:
+            if time.monotonic() > give_up_at:
+                # The pool is busy with another container's gigabytes: the kill must not wait for a reaper
+                self._send(victim)
+            time.sleep(0)
 
     def _send(self, victim: Victim) -> None:
         victim.signalled = True
@@ -377,10 +386,12 @@ def strike(
         trigger=trigger,
         reapers=reapers,
     )
-    try:
-        one.signal()
-        if on_signalled is not None:
-            on_signalled()
-    finally:
-        report = one.finish()
+    # Above its own reapers, or on a small machine they would keep this thread from sending the other signals
+    with realtime(STRIKER_PRIORITY):
+        try:
+            one.signal()
+            if on_signalled is not None:
+                on_signalled()
+        finally:
+            report = one.finish()
     return report
