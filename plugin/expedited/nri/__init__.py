@@ -1,0 +1,18 @@
+"""NRI: what the container runtime does with pods and containers, told by itself as it does it."""
+
+from expedited.nri.connect import serve
+from expedited.nri.handlers import Handlers
+from expedited.nri.plugin import NriPlugin
+from expedited.nri.records import ContainerState, NriContainer, NriPod
+from expedited.nri.session import EVENTS, START_AT_MOST_SECONDS
+
+__all__ = [
+    "EVENTS",
+    "START_AT_MOST_SECONDS",
+    "ContainerState",
+    "Handlers",
+    "NriContainer",
+    "NriPlugin",
+    "NriPod",
+    "serve",
+]

@@ -1,0 +1,251 @@
+"""Stops of real containers on a real containerd, with the striker at its gate."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from expedited.demo.cri import ContainerSpec, Pod
+from expedited.demo.daemon import PrivateContainerd
+from expedited.demo.image import HOG_IMAGE
+from expedited.teardown.report import Fate, Outcome
+
+MakePod = Callable[..., Pod]
+MakeContainer = Callable[..., Any]
+
+
+def warnings(containerd: PrivateContainerd) -> list[str]:
+    return re.findall(r"level=(?:warning|error|fatal).*", containerd.log_path.read_text())
+
+
+@pytest.mark.parametrize("grace", [0, 2])
+def test_stop_container_is_struck_and_answers_as_ever(
+    containerd: PrivateContainerd, striker: Any, make_container: MakeContainer, grace: int
+) -> None:
+    hog = make_container("--bytes", "64M", "--ignore-term")
+    striker.wait_gated(hog.id)
+    before = warnings(containerd)
+
+    containerd.cri.stop_container(hog.id, grace)
+
+    report = striker.report_of(hog.id)
+    assert report.outcome is Outcome.STRUCK
+    assert report.trigger == "gate:kill"
+    assert report.order == "follow"
+    assert report.bytes_returned >= 64 << 20
+    assert report.memory_back_seconds is not None
+    assert report.gone_seconds is not None
+    assert containerd.cri.container(hog.id).exit_code == 137
+    assert warnings(containerd) == before
+
+
+def test_a_tree_in_a_pid_namespace_is_led(
+    containerd: PrivateContainerd, striker: Any, make_container: MakeContainer
+) -> None:
+    hog = make_container("--bytes", "32M", "--children", "3", "--ignore-term")
+    striker.wait_gated(hog.id)
+    before = warnings(containerd)
+
+    containerd.cri.stop_container(hog.id, 0)
+
+    report = striker.report_of(hog.id)
+    assert (report.outcome, report.order, report.process_count) == (Outcome.STRUCK, "lead", 4)
+    assert report.signalled_seconds is not None
+    assert report.answered_seconds is not None
+    assert all(process.fate in (Fate.REAPED, Fate.LOST_RACE, Fate.GONE) for process in report.processes)
+    assert containerd.cri.container(hog.id).exit_code == 137
+    assert warnings(containerd) == before
+
+
+def test_the_grace_period_is_never_shortened(
+    containerd: PrivateContainerd, striker: Any, make_container: MakeContainer
+) -> None:
+    hog = make_container("--bytes", "16M", "--children", "2", "--term-delay-ms", "1500")
+    striker.wait_gated(hog.id)
+
+    started = time.monotonic()
+    containerd.cri.stop_container(hog.id, 2)
+
+    assert time.monotonic() - started >= 1.5
+    assert containerd.cri.container(hog.id).exit_code == 0  # 137 would mean that somebody killed it
+    assert striker.reports() == []
+
+
+def test_a_natural_exit_is_never_struck(
+    containerd: PrivateContainerd, striker: Any, make_container: MakeContainer
+) -> None:
+    spec = ContainerSpec(HOG_IMAGE, command=("/hog", "--bytes", "16M", "--exit-after-ms", "300"))
+    hog = make_container(spec=spec)
+    deadline = time.monotonic() + 20
+    while containerd.cri.container(hog.id).state != "exited":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    containerd.cri.remove_container(hog.id)
+    assert striker.reports() == []
+
+
+def test_stop_pod_sandbox_strikes_each_of_its_containers(
+    containerd: PrivateContainerd, striker: Any, make_pod: MakePod, make_container: MakeContainer
+) -> None:
+    pod = make_pod()
+    hogs = [make_container("--bytes", "32M", pod=pod) for _ in range(3)]
+    for hog in hogs:
+        striker.wait_gated(hog.id)
+    before = warnings(containerd)
+
+    containerd.cri.stop_pod(pod.id)
+
+    reports = {report.container_id: report for report in striker.reports()}
+    for hog in hogs:
+        reports.setdefault(hog.id, None)
+        report = reports[hog.id] or striker.report_of(hog.id)
+        assert report.outcome is Outcome.STRUCK
+        assert containerd.cri.container(hog.id).exit_code == 137
+    # pause is smaller than any policy's minimum: seen, and left to the runtime
+    assert reports[pod.id].outcome is Outcome.SKIPPED
+    assert warnings(containerd) == before
+
+
+def test_observe_measures_and_signals_nothing(
+    containerd: PrivateContainerd, striker: Any, make_container: MakeContainer
+) -> None:
+    striker.policy(mode="observe")
+    hog = make_container("--bytes", "64M", "--children", "1")
+    striker.wait_gated(hog.id)
+
+    containerd.cri.stop_container(hog.id, 0)
+
+    report = striker.report_of(hog.id)
+    assert report.outcome is Outcome.OBSERVED
+    assert report.signalled_seconds is None
+    assert report.memory_back_seconds is not None
+    assert report.boosted == ()
+    assert {process.fate for process in report.processes} == {Fate.GONE}
+
+
+def test_compare_strikes_every_other_one(
+    containerd: PrivateContainerd, striker: Any, make_container: MakeContainer
+) -> None:
+    striker.policy(mode="compare")
+    outcomes = []
+    for _ in range(4):
+        hog = make_container("--bytes", "8M")
+        striker.wait_gated(hog.id)
+        containerd.cri.stop_container(hog.id, 0)
+        report = striker.report_of(hog.id)
+        assert report.mode == "compare"
+        outcomes.append(report.outcome)
+    assert outcomes == [Outcome.STRUCK, Outcome.OBSERVED] * 2
+
+
+def test_off_does_nothing_at_all(containerd: PrivateContainerd, striker: Any, make_container: MakeContainer) -> None:
+    striker.policy(mode="off")
+    hog = make_container("--bytes", "8M")
+    striker.wait_gated(hog.id)
+    containerd.cri.stop_container(hog.id, 0)
+    assert striker.reports() == []
+    assert containerd.cri.container(hog.id).exit_code == 137
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_ctr_kill_and_ctr_delete_force_are_struck(containerd: PrivateContainerd, striker: Any, force: bool) -> None:
+    name = f"by-ctr-{force}"
+    containerd.ctr_run(HOG_IMAGE, name, "/hog", "--bytes", "32M", "--children", "1", "--ignore-term")
+    try:
+        striker.wait_gated(name)
+        time.sleep(1)  # ctr run -d does not wait for READY
+        if force:
+            containerd.ctr("task", "delete", "-f", name, namespace="default")
+        else:
+            # With order lead ctr may say "process already finished" (status 1): the container is killed all the same
+            containerd.ctr("task", "kill", "-s", "9", name, namespace="default", check=False)
+        report = striker.report_of(name)
+        assert report.outcome is Outcome.STRUCK
+        assert report.bytes_returned > 0
+    finally:
+        containerd.ctr("task", "delete", "-f", name, namespace="default", check=False)
+        containerd.ctr("container", "delete", name, namespace="default", check=False)
+
+
+def test_an_exec_is_let_through_and_its_container_still_struck(
+    containerd: PrivateContainerd, striker: Any, make_container: MakeContainer
+) -> None:
+    hog = make_container("--bytes", "8M", "--ignore-term")
+    striker.wait_gated(hog.id)
+    assert containerd.cri.exec_sync(hog.id, ("/hog", "--bytes", "1M", "--exit-after-ms", "1")).exit_code == 0
+    assert striker.reports() == []
+    containerd.cri.stop_container(hog.id, 0)
+    assert striker.report_of(hog.id).outcome is Outcome.STRUCK
+
+
+def test_a_paused_and_resumed_task_is_struck(containerd: PrivateContainerd, striker: Any) -> None:
+    containerd.ctr_run(HOG_IMAGE, "paused", "/hog", "--bytes", "32M")
+    try:
+        striker.wait_gated("paused")
+        time.sleep(1)
+        containerd.ctr("task", "pause", "paused", namespace="default")
+        assert striker.reports() == []
+        containerd.ctr("task", "resume", "paused", namespace="default")
+        containerd.ctr("task", "kill", "-s", "9", "paused", namespace="default", check=False)
+        assert striker.report_of("paused").outcome is Outcome.STRUCK
+    finally:
+        containerd.ctr("task", "delete", "-f", "paused", namespace="default", check=False)
+        containerd.ctr("container", "delete", "paused", namespace="default", check=False)
+
+
+def test_a_container_that_is_made_again_is_gated_again(
+    containerd: PrivateContainerd, striker: Any, make_pod: MakePod, make_container: MakeContainer
+) -> None:
+    pod = make_pod()
+    for _ in range(3):
+        hog = make_container("--bytes", "8M", pod=pod)
+        striker.wait_gated(hog.id)
+        containerd.cri.stop_container(hog.id, 0)
+        assert striker.report_of(hog.id).outcome is Outcome.STRUCK
+        containerd.cri.remove_container(hog.id)
+
+
+@pytest.mark.timeout(300)
+def test_fifty_containers_at_once(
+    containerd: PrivateContainerd, striker: Any, make_pod: MakePod, make_container: MakeContainer
+) -> None:
+    pod = make_pod()
+    hogs = [make_container("--bytes", "8M", "--ignore-term", pod=pod) for _ in range(50)]
+    for hog in hogs:
+        striker.wait_gated(hog.id)
+    before = warnings(containerd)
+
+    stopping = [containerd.cri.begin_stop(hog.id, 0) for hog in hogs]
+    for one in stopping:
+        one.result()
+
+    remaining = {hog.id for hog in hogs}
+    deadline = time.monotonic() + 30
+    while remaining and time.monotonic() < deadline:
+        message = striker.link.receive(1.0)
+        if message and message["is"] == "report":
+            assert message["report"]["outcome"] == "struck"
+            remaining.discard(message["report"]["container_id"])
+    assert not remaining
+    assert {containerd.cri.container(hog.id).exit_code for hog in hogs} == {137}
+    assert warnings(containerd) == before
+
+
+def test_a_tiny_quota_does_not_hold_up_a_stop(
+    containerd: PrivateContainerd, striker: Any, make_container: MakeContainer
+) -> None:
+    """moby 37326: cfs quota 1000 of 1,000,000 us, shares 8, CPU-heavy threads below an init."""
+    hog = make_container("--bytes", "4M", "--children", "2", "--threads", "4", "--ignore-term")
+    containerd.cri.limit_cpu(hog.id, quota_us=1_000, period_us=1_000_000)
+    striker.wait_gated(hog.id)
+    time.sleep(2)  # long enough to owe several periods
+
+    started = time.monotonic()
+    containerd.cri.stop_container(hog.id, 0)
+
+    assert time.monotonic() - started < 10  # what docker gives it before it says "failed to exit"
+    assert striker.report_of(hog.id).outcome is Outcome.STRUCK
