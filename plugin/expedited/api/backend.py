@@ -1,0 +1,93 @@
+"""What the control API is an interface to: the agent, as the API sees it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from expedited.sighting import Container
+from expedited.stop import Stop
+
+__all__ = ["Backend", "ProcessStatus", "Status", "Target"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What to strike; exactly one is not empty.
+
+    Attributes:
+        container_id: Or a prefix of it that only one container has.
+        cgroup: A directory, or a path as /proc/PID/cgroup has it.
+        pod: A uid, or NAMESPACE/NAME.
+    """
+
+    container_id: str = ""
+    cgroup: str = ""
+    pod: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStatus:
+    """One of our own processes.
+
+    Attributes:
+        name: agent, striker or supervisor.
+    """
+
+    name: str
+    pid: int
+    rss_bytes: int
+    pss_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How the agent and what it is connected to are.
+
+    Attributes:
+        striker: ``ok``, or what is wrong with it, in a few words; so ``nri`` and ``containerd`` (``off``: not configured).
+        kernel: What the kernel offers the strike: stock, reap-kill or reap-kill+keep-file.
+        started_at: Seconds since the epoch.
+    """
+
+    version: str
+    striker: str
+    nri: str
+    containerd: str
+    containers: int
+    gated: int
+    stops: int
+    processes: tuple[ProcessStatus, ...]
+    kernel: str
+    started_at: float
+    gate_events: int
+    gate_overruns: int
+    gate_restarts: int
+
+
+class Backend(Protocol):
+    """The agent's side of the control API."""
+
+    async def strike(self, target: Target, overrides: dict[str, Any]) -> Sequence[Stop]:
+        """Kill and tear down now.
+
+        Args:
+            target: Whom.
+            overrides: Of the policy: any of page_cache, boost, deadline_seconds, as Policy.from_json takes them.
+
+        Raises:
+            ExpeditedError: there is none, or it could not be done; one line for the user.
+        """
+
+    def containers(self) -> Sequence[Container]:
+        """Every container that is known, sandboxes too, sorted by pod and name."""
+
+    def stops(self) -> Sequence[Stop]:
+        """The stops that are remembered, the oldest first."""
+
+    def watch(self, *, replay: bool) -> AsyncGenerator[Stop, None]:
+        """Each stop as it ends; with ``replay`` the remembered ones before, none twice and none missed."""
+
+    async def status(self) -> Status:
+        """How things are."""
