@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def upstream() -> Contract:
     if not kept.exists():
         go = shutil.which("go", path=f"{os.environ.get('PATH', os.defpath)}:/usr/local/go/bin")
         if go is None:
-            pytest.skip("upstream's contracts come from Go modules, and there is no go here")
+            pytest.fail(f"upstream's contracts come from Go modules: install go ({CHECKER}/go.mod says which version)")
         made = subprocess.run([go, "run", "."], cwd=CHECKER, capture_output=True, text=True, check=False)
         assert made.returncode == 0, made.stderr
         cache.mkdir(parents=True, exist_ok=True)
@@ -44,7 +45,10 @@ def upstream() -> Contract:
 
 
 def compiled(proto: Path, scratch: Path) -> Contract:
-    """The contracts of a tree of .proto files, in the shape that the Go program prints; our own API is left out."""
+    """The contracts of a tree of .proto files, in the shape that the Go program prints; our own API is left out.
+
+    google.rpc has another name with us (its file says why), so it is given back the name that upstream knows.
+    """
     target = scratch / "set.bin"
     sources = [f"expedited/pb/{path.relative_to(proto)}" for path in sorted(proto.rglob("*.proto"))]
     well_known = Path(protoc.__file__).with_name("_proto")
@@ -52,15 +56,24 @@ def compiled(proto: Path, scratch: Path) -> Contract:
     assert protoc.main(["protoc", *paths, f"--descriptor_set_out={target}", *sources]) == 0
     contract: Contract = {kind: {} for kind in KINDS}
     for file in FileDescriptorSet.FromString(target.read_bytes()).file:
-        if not file.package.startswith("expedited."):
+        if upstreams_name(file.package) is not None:
             add_file(contract, file)
     return contract
 
 
+def upstreams_name(ours: str) -> str | None:
+    """What upstream calls a package or a type; None if it is ours alone."""
+    name = ours.lstrip(".")
+    if name.startswith("expedited.google.rpc"):
+        return name.removeprefix("expedited.")
+    return None if name.startswith("expedited.") else name
+
+
 def add_file(contract: Contract, file: FileDescriptorProto) -> None:
-    add_types(contract, file.package, file.message_type, file.enum_type)
+    package = upstreams_name(file.package)
+    add_types(contract, f"{package}", file.message_type, file.enum_type)
     for service in file.service:
-        contract["services"][f"{file.package}.{service.name}"] = {
+        contract["services"][f"{package}.{service.name}"] = {
             method.name: {
                 "input": method.input_type.lstrip("."),
                 "output": method.output_type.lstrip("."),
@@ -80,7 +93,7 @@ def add_types(contract: Contract, prefix: str, messages: Any, enums: Any) -> Non
             field.name: {
                 "number": field.number,
                 "label": FieldDescriptorProto.Label.Name(field.label).removeprefix("LABEL_").lower(),
-                "type": field.type_name.lstrip(".")
+                "type": upstreams_name(field.type_name)
                 or FieldDescriptorProto.Type.Name(field.type).removeprefix("TYPE_").lower(),
                 "oneof": message.oneof_decl[field.oneof_index].name if field.HasField("oneof_index") else "",
             }
@@ -114,6 +127,8 @@ def test_every_contract_of_ours_is_in_upstreams_under_the_same_names_numbers_and
     # A tree that was not found would pass too.
     assert "containerd.services.events.v1.Events" in ours["services"]
     assert "runtime.v1.RuntimeService" in ours["services"]
+    assert {"nri.pkg.api.v1alpha1.Plugin", "nri.pkg.api.v1alpha1.Runtime"} <= ours["services"].keys()
+    assert {"ttrpc.Request", "ttrpc.Response", "google.rpc.Status"} <= ours["messages"].keys()
 
 
 @pytest.mark.timeout(600)
@@ -129,6 +144,13 @@ def test_every_contract_of_ours_is_in_upstreams_under_the_same_names_numbers_and
         ("containerd/types/event.proto", ("google.protobuf.Any event", "bytes event"), "Envelope.event"),
         ("containerd/services/events/v1/events.proto", ("(stream containerd", "(containerd"), "Events.Subscribe"),
         ("containerd/services/tasks/v1/tasks.proto", ("rpc ListPids(List", "rpc Pids(List"), "Tasks.Pids"),
+        ("nri/api.proto", ("int32 events = 2", "int32 events = 1"), "ConfigureResponse.events"),
+        ("nri/api.proto", ("bool more = 3", "bool more = 4"), "SynchronizeRequest.more"),
+        ("nri/api.proto", ("REMOVE_CONTAINER = 11", "REMOVE_CONTAINER = 15"), "Event.REMOVE_CONTAINER"),
+        ("nri/api.proto", ("rpc StateChange(StateChangeEvent)", "rpc StateChange(Empty)"), "Plugin.StateChange"),
+        ("ttrpc/ttrpc.proto", ("int64 timeout_nano = 4", "uint64 timeout_nano = 4"), "Request.timeout_nano"),
+        ("ttrpc/ttrpc.proto", ("package ttrpc;", "package ttrpc.v1;"), "ttrpc.v1.Request is not upstream's"),
+        ("google/rpc/status.proto", ("string message = 2", "bytes message = 2"), "google.rpc.Status.message"),
         ("cri/api.proto", ("package runtime.v1;", "package runtime.v2;"), "runtime.v2.RuntimeService"),
     ],
 )
@@ -142,3 +164,36 @@ def test_a_contract_of_ours_that_differs_is_told(
     (altered / file).write_text(text.replace(*change))
 
     assert any(complaint in line for line in differences(compiled(altered, tmp_path), upstream))
+
+
+def test_without_go_the_check_fails_and_is_not_skipped(tmp_path: Path) -> None:
+    # A machine without go must not look like one where the contracts agree
+    environment = {**os.environ, "PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    test = f"{__file__}::{test_every_contract_of_ours_is_in_upstreams_under_the_same_names_numbers_and_types.__name__}"
+    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}", test]
+    done = subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1, done.stdout
+    assert "install go" in done.stdout
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_our_status_and_googles_own_can_be_loaded_into_one_program(ours_first: bool) -> None:
+    # As googleapis-common-protos registers its google.rpc.Status, which grpc-status and many others bring along
+    googles = """
+from google.protobuf import descriptor_pb2, descriptor_pool
+file = descriptor_pb2.FileDescriptorProto(name="google/rpc/status.proto", package="google.rpc", syntax="proto3")
+message = file.message_type.add(name="Status")
+message.field.add(name="code", number=1, type=5, label=1)
+message.field.add(name="message", number=2, type=9, label=1)
+descriptor_pool.Default().AddSerializedFile(file.SerializeToString())
+assert descriptor_pool.Default().FindMessageTypeByName("google.rpc.Status").file.name == "google/rpc/status.proto"
+"""
+    ours = """
+from expedited.pb.ttrpc import ttrpc_pb2
+assert ttrpc_pb2.Response.FromString(b"\\x0a\\x02\\x08\\x05").status.code == 5
+"""
+    program = ours + googles if ours_first else googles + ours
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
