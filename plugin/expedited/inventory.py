@@ -66,6 +66,8 @@ class Inventory:
         self._annotations: dict[str, dict[str, str]] = {}
         # When each of those that went was last known to be gone: against lists that were made before.
         self._graves: dict[str, float] = {}
+        # Whose they were: the report of a stop may come when its container is off the records already.
+        self._departed: dict[str, Container] = {}
 
     def __len__(self) -> int:
         return len(self._containers)
@@ -76,6 +78,10 @@ class Inventory:
     def get(self, container_id: str) -> Container | None:
         """The container with exactly this id."""
         return self._containers.get(container_id)
+
+    def recall(self, container_id: str) -> Container | None:
+        """The same, also for one that went a while ago."""
+        return self._containers.get(container_id) or self._departed.get(container_id)
 
     def policies(self) -> dict[str, Policy]:
         """By container id, all that are not the node's default: what a striker that knows nothing has to be told."""
@@ -207,6 +213,9 @@ class Inventory:
             del self._graves[next(iter(self._graves))]
         known = self._containers.pop(container_id, None)
         if known is not None:
+            self._departed[container_id] = known
+            if len(self._departed) > _MOST_GRAVES:
+                del self._departed[next(iter(self._departed))]
             self._leave(known.seen.group, container_id)
         return known is not None
 

@@ -6,7 +6,7 @@ import math
 import re
 from fractions import Fraction
 
-__all__ = ["SECONDS_ACCEPTED", "SIZE_ACCEPTED", "parse_seconds", "parse_size"]
+__all__ = ["SECONDS_ACCEPTED", "SIZE_ACCEPTED", "format_seconds", "format_size", "parse_seconds", "parse_size"]
 
 #: What to write, for messages.
 SIZE_ACCEPTED = "a size such as 512Ki, 64Mi or 1G"
@@ -51,3 +51,19 @@ def parse_seconds(text: str) -> float:
     if not 0 < seconds < math.inf:
         raise ValueError(f"{text!r} is not {SECONDS_ACCEPTED}")
     return seconds
+
+
+def format_size(count: int) -> str:
+    """Bytes for people: ``0``, ``812 KiB``, ``34 MiB``, ``1.5 GiB``."""
+    if count >= 1 << 30:
+        return f"{count / (1 << 30):.1f} GiB"
+    if count >= 1 << 20:
+        return f"{count / (1 << 20):.0f} MiB"
+    return f"{count / (1 << 10):.0f} KiB" if count else "0"
+
+
+def format_seconds(seconds: float | None) -> str:
+    """A duration for people: ``0.042 s``, ``3.1 s``, ``-`` where there is none."""
+    if seconds is None:
+        return "-"
+    return f"{seconds:.3f} s" if seconds < 1 else f"{seconds:.1f} s"

@@ -73,13 +73,16 @@ class ContainerdClient:
     Args:
         socket: Path of the gRPC socket. It need not be there yet.
         namespace: Where containers and tasks are looked for unless a call says otherwise.
+
+    Attributes:
+        state: How the subscription is: ``ok``, or in a few words why not.
     """
 
     def __init__(self, socket: str, namespace: str) -> None:
         self.socket = socket
         self.namespace = namespace
         self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=_CHANNEL_OPTIONS)
-        self._reachable: bool | None = None
+        self.state = "not connected"
 
     async def __aenter__(self) -> Self:
         return self
@@ -232,10 +235,10 @@ class ContainerdClient:
         return ContainerdError(f"containerd at {self.socket} refused: {details} ({code.name})")
 
     def _tell(self, what: str, *, lost: bool = False) -> None:
-        """Log that the connection came or went; only when it is not so already."""
-        if self._reachable is (not lost):
+        """Log that the connection came or went, or is away for another reason; only when it is not so already."""
+        before, self.state = self.state, what if lost else "ok"
+        if before == self.state:
             return
-        self._reachable = not lost
         if lost:
             _log.warning(f"{what}; trying again", socket=self.socket)
         else:

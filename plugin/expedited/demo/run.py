@@ -24,6 +24,7 @@ from expedited.demo.scenarios import SCENARIOS, Comparison, Pair, Scenario, Stop
 from expedited.demo.stage import pod_for, stop_once
 from expedited.demo.workloads import WORKLOADS, StoppedWorkload, stop_workload
 from expedited.errors import ExpeditedError, UsageError
+from expedited.quantity import format_size
 
 __all__ = ["DemoOptions", "run_demo"]
 
@@ -102,7 +103,7 @@ def _checked(options: DemoOptions) -> tuple[Scenario, ...]:
     available = _available_bytes()
     if available < needed:
         raise ExpeditedError(
-            f"{_size(available)} of memory is available, and the demo needs {_size(needed)}: free some"
+            f"{format_size(available)} of memory is available, and the demo needs {format_size(needed)}: free some"
         )
     return chosen
 
@@ -201,7 +202,7 @@ def _print_table(comparisons: list[Comparison], console: Console) -> None:
         codes = sorted({stop.exit_code for pair in each.pairs for stop in (pair.stock, pair.expedited)})
         table.add_row(
             each.scenario.name,
-            _size(expedited.anon_bytes),
+            format_size(expedited.anon_bytes),
             *(_seconds(value, stock.capped) for value in (stock.memory_back_seconds, stock.gone_seconds)),
             *(_seconds(value, expedited.capped) for value in (expedited.memory_back_seconds, expedited.gone_seconds)),
             f"[bold]{each.ratio:.1f}[/bold]" if each.ratio < 20 else f"[bold]{each.ratio:.0f}[/bold]",
@@ -226,16 +227,12 @@ def _seconds(value: float, capped: bool) -> str:
     return f"{'> ' if capped else ''}{value:.3f}" if value < 1 else f"{'> ' if capped else ''}{value:.1f}"
 
 
-def _size(count: int) -> str:
-    return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MiB"
-
-
 def _print_receipt(stopped: StoppedWorkload, console: Console) -> None:
     report = stopped.report
     took = f"exit code {stopped.exit_code}, after {stopped.stop_seconds:.3f} s"
     _say(console, f"\n[bold]{stopped.name}[/bold], stopped by CRI: {took}")
     order = f" ({report.order})" if report.order else ""
-    given_back = f"{_size(report.bytes_returned)} of {report.process_count} processes given back"
+    given_back = f"{format_size(report.bytes_returned)} of {report.process_count} processes given back"
     _say(console, f"its report: {report.outcome.value}{order}, {given_back}; trigger {report.trigger}")
     for step in report.steps:
         _say(console, f"  {step.at_seconds * 1000:8.1f} ms  {step.what}")

@@ -1,25 +1,35 @@
 """``python -m expedited.striker``: the kill gate and its strikes, with no agent and no containerd API needed.
 
 Usage: python -m expedited.striker [--run-dir DIR] [--state-root PATTERN]... [--policy JSON] [--budget SECONDS]
-                                   [--hold-executions auto|on|off]
+                                   [--hold-executions auto|on|off] [--log-format console|json|auto]
 """
 
 from __future__ import annotations
 
 import getopt
+import json
 import os
 import sys
 import time
+from contextlib import suppress
 
 from expedited.striker.heartbeat import Heartbeat
 from expedited.striker.supervisor import supervise
 
-_OPTIONS = ["run-dir=", "state-root=", "policy=", "budget=", "hold-executions=", "help"]
+_OPTIONS = ["run-dir=", "state-root=", "policy=", "budget=", "hold-executions=", "log-format=", "help"]
+
+_log_as_json = False
 
 
 def log(line: str) -> None:
-    """One line on stderr; the agent, or the system's journal, has the clock and the colours."""
-    print(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} striker[{os.getpid()}]: {line}", file=sys.stderr, flush=True)
+    """One line on stderr, in the agent's form; lost where nobody reads it any more, which must not stop a strike."""
+    clock = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    if _log_as_json:
+        line = json.dumps({"event": line, "level": "info", "timestamp": clock, "striker": os.getpid()})
+    else:
+        line = f"{clock} striker[{os.getpid()}]: {line}"
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str]) -> int:
@@ -38,12 +48,17 @@ def main(arguments: list[str]) -> int:
             raise ValueError(f"--budget {budget_seconds:g}: give seconds above 0 and up to 1")
         if chosen.get("hold-executions", "auto") not in ("auto", "on", "off"):
             raise ValueError(f"--hold-executions {chosen['hold-executions']}: give auto, on or off")
+        log_format = chosen.get("log-format", "console")
+        if log_format not in ("console", "json", "auto"):
+            raise ValueError(f"--log-format {log_format}: give console, json or auto")
     except (getopt.GetoptError, ValueError) as error:
         print(f"expedited.striker: {error}\n{(__doc__ or '').partition('Usage: ')[2]}", file=sys.stderr)
         return 2
     if "help" in chosen or "h" in chosen:
         print(__doc__)
         return 0
+    global _log_as_json
+    _log_as_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
     run_dir = chosen.get("run-dir", "/run/expedited")
 
     def gate(heartbeat: Heartbeat) -> int:

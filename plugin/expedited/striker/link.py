@@ -40,8 +40,12 @@ class StrikerLink:
         self._sequence = 0
 
     @classmethod
-    def connect(cls, path: str) -> StrikerLink:
+    def connect(cls, path: str, *, blocking: bool = True) -> StrikerLink:
         """Connect to the striker's socket.
+
+        Args:
+            path: Where it listens.
+            blocking: Whether :meth:`send` may wait for a striker that does not read; else that is one that has ended.
 
         Raises:
             StrikerUnreachable: nobody listens there.
@@ -54,6 +58,7 @@ class StrikerLink:
             raise StrikerUnreachable(
                 f"no striker at {path} ({os.strerror(error.errno or 0)}): start it with `expedited run`"
             ) from None
+        connection.setblocking(blocking)
         return cls(connection)
 
     def fileno(self) -> int:

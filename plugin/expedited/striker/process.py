@@ -12,9 +12,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from expedited import __version__
 from expedited.errors import ExpeditedError
 from expedited.settings import STATE_ROOTS
 from expedited.striker import fanotify
@@ -84,6 +86,7 @@ def run(options: Options, heartbeat: Heartbeat, log: Callable[[str], None]) -> i
     def status() -> dict[str, Any]:
         counters = gate.counters
         return {
+            "version": __version__,
             "pid": os.getpid(),
             "supervisor_pid": os.getppid(),
             "started_at": started,
@@ -124,7 +127,8 @@ def run(options: Options, heartbeat: Heartbeat, log: Callable[[str], None]) -> i
     gc.collect()
     gc.freeze()
     gc.disable()  # no pause between gate and strike; an idle worker collects
-    print(json.dumps({"ready": True, "pid": os.getpid(), "kernel": mrelease_support().describe()}), flush=True)
+    with suppress(OSError):  # whoever wanted to read it may be gone by the time a later gate says it
+        print(json.dumps({"ready": True, "pid": os.getpid(), "kernel": mrelease_support().describe()}), flush=True)
     try:
         gate.run()
     finally:

@@ -74,9 +74,10 @@ class Server:
         self.stops, self.roots = stops, roots
         threading.Thread(target=self._run, name="link", daemon=True).start()
 
-    def publish(self, report: Report) -> None:
-        """Send a report to every client; from any thread."""
+    def publish(self, report: Report) -> bool:
+        """Send a report to every client, if there is one; from any thread."""
         self._send_all({"is": "report", "report": report.to_json()})
+        return bool(self._clients)
 
     def stop_began(self, container_id: str) -> None:
         """Tell every client that a SIGTERM has passed the gate; from any thread."""

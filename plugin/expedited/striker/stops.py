@@ -37,13 +37,14 @@ class Stops:
     """All stops of the node.
 
     Args:
-        publish: Takes every report, in the order in which the stops end; called from worker threads.
+        publish: Takes every report, in the order in which the stops end, and says whether anybody was there to hear it;
+            called from worker threads.
         on_term: Takes a container id when a SIGTERM for it has passed the gate: its grace period runs.
         log: Takes one line for a person.
     """
 
     def __init__(
-        self, publish: Callable[[Report], None], on_term: Callable[[str], None], log: Callable[[str], None]
+        self, publish: Callable[[Report], bool], on_term: Callable[[str], None], log: Callable[[str], None]
     ) -> None:
         self.default = Policy()
         self.policies: dict[str, Policy] = {}
@@ -207,9 +208,9 @@ class Stops:
             self.number += 1
             report = replace(report, number=self.number)
             self.reports.append(report)
-        if report.outcome is not Outcome.SKIPPED:
-            self._log(_line(report))
-        self._publish(report)
+        heard = self._publish(report)
+        if not heard and report.outcome is not Outcome.SKIPPED:
+            self._log(_line(report))  # the agent tells of it, where there is one
         return report
 
     def _begin(self, key: str) -> bool:

@@ -1,0 +1,40 @@
+"""``python -m expedited.agent SETTINGS``: the resident process. SETTINGS is :meth:`AgentSettings.to_json`'s line.
+
+`expedited run` reads the configuration with libraries that would cost the resident agent ten megabytes, and then becomes
+this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+
+def main(arguments: list[str]) -> int:
+    """Run the agent.
+
+    Returns:
+        0 after it was told to stop; else the exit code of what was wrong.
+    """
+    # structlog imports rich where it is there, for tracebacks that are not used here
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+    from expedited import log
+    from expedited.agent.agent import run
+    from expedited.errors import ExpeditedError
+    from expedited.settings import AgentSettings
+
+    if len(arguments) != 1:
+        print("expedited.agent: start it with `expedited run`", file=sys.stderr)
+        return 2
+    settings = AgentSettings.from_json(arguments[0])
+    log.configure(settings.log_level, settings.log_format)
+    try:
+        asyncio.run(run(settings))
+    except ExpeditedError as error:
+        print(f"expedited: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

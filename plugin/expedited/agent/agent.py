@@ -1,0 +1,303 @@
+"""The one place that wires everything: striker, inventory, NRI, containerd, control API, metrics.
+
+Data flows one way: the striker's reports become stops, which are remembered, logged and counted. Policy flows the other
+way: what the inventory makes of annotations and configuration goes to the striker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from expedited import __version__, log
+from expedited.agent.pod_cache import PodCache
+from expedited.agent.processes import give_back, measure
+from expedited.agent.sources import ContainerdSource, NriSource
+from expedited.agent.stops import StopLog
+from expedited.agent.striker import StrikerKeeper
+from expedited.api.backend import Status, Target
+from expedited.api.relay import refuse_if_listened_at
+from expedited.api.server import serving
+from expedited.containerd import ContainerdClient
+from expedited.errors import ExpeditedError
+from expedited.inventory import Change, Container, Inventory, Sighting, Source, State
+from expedited.nri import START_AT_MOST_SECONDS, NriPlugin, serve
+from expedited.settings import AgentSettings
+from expedited.stop import Stop
+from expedited.striker.link import StrikerUnreachable
+from expedited.teardown.report import Report
+
+if TYPE_CHECKING:  # loaded only where metrics are wanted: the library costs memory
+    from expedited.metrics import Metrics
+
+__all__ = ["Agent", "run"]
+
+_STATUS_SECONDS = 5.0
+#: A strike answers at its own deadline; the answer then still has to come.
+_ANSWER_SLACK_SECONDS = 5.0
+
+_log = structlog.get_logger(__name__)
+
+
+async def run(settings: AgentSettings) -> None:
+    """Be the agent until SIGTERM or SIGINT.
+
+    Raises:
+        ExpeditedError: it can't work with these settings here; one line for the user.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await Agent(settings).run(stop)
+
+
+class Agent:
+    """One agent; the control API's backend (:class:`expedited.api.backend.Backend`)."""
+
+    def __init__(self, settings: AgentSettings) -> None:
+        self._settings = settings
+        self._started_at = time.time()
+        self._stops = StopLog()
+        self._pod_cache = PodCache()
+        self._inventory = Inventory(settings, self._policies_changed)
+        self._striker = StrikerKeeper(settings, connected=self._striker_connected, heard=self._striker_said)
+        self._nri = NriSource(
+            self._inventory,
+            settings.cri_namespace,
+            gate=self._gate_before_start,
+            started=self._container_started,
+            pod_ended=self._pod_ended,
+        )
+        self._containerd: ContainerdClient | None = None
+        self._gate: dict[str, Any] = {}  # the striker's last status
+        self._heard_up_to = (0.0, 0)  # which striker (its start), and the number of its last report
+        self._metrics: Metrics | None = None
+        self._chores: set[asyncio.Task[Any]] = set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until ``stop`` is set.
+
+        Raises:
+            ExpeditedError: a socket or an address can't be used.
+        """
+        settings = self._settings
+        await refuse_if_listened_at(settings.api_socket)
+        async with AsyncExitStack() as stack:
+            if settings.metrics_address:
+                from expedited.metrics import Metrics
+
+                self._metrics = Metrics()
+                stack.callback(self._metrics.serve(settings.metrics_address))
+            await stack.enter_async_context(serving(self, settings.api_socket))
+            striker = asyncio.create_task(self._striker.run(stop))
+            others = [asyncio.create_task(self._keep_status())]
+            if settings.nri_socket or "NRI_PLUGIN_SOCKET" in os.environ:
+                others.append(asyncio.create_task(self._serve_nri(stop)))
+            if settings.containerd_socket:
+                self._containerd = ContainerdClient(settings.containerd_socket, settings.cri_namespace)
+                stack.push_async_callback(self._containerd.close)
+                source = ContainerdSource(self._containerd, self._inventory, gate=self._gate_quietly)
+                others.append(asyncio.create_task(source.run()))
+            _log.info("the agent runs", version=__version__, mode=settings.policy.mode.value, api=settings.api_socket)
+            for task in others:
+                task.add_done_callback(lambda done: None if done.cancelled() else stop.set())
+            try:
+                await striker
+            finally:
+                for task in (*others, *self._chores):
+                    task.cancel()
+                ended = await asyncio.gather(*others, return_exceptions=True)
+            for problem in ended:
+                if isinstance(problem, Exception):
+                    raise problem
+        _log.info("the agent has ended", stops=self._stops.count)
+
+    # -- what the sources tell -----------------------------------------------------------------------------------------
+
+    async def _serve_nri(self, stop: asyncio.Event) -> None:
+        preinstalled = "NRI_PLUGIN_SOCKET" in os.environ
+        await serve(NriPlugin(self._nri), self._settings.nri_socket, stop=stop)
+        if preinstalled:
+            # Started by a runtime that has ended or let go of us: it starts another when it comes back
+            stop.set()
+
+    def _policies_changed(self, change: Change) -> None:
+        for problem in change.problems:
+            _log.warning(problem)
+        self._striker.tell_policies(change.policies)
+        for container_id in change.gone:
+            self._striker.tell("forget", id=container_id)
+            self._pod_cache.forget(container_id)
+
+    async def _gate_before_start(self, container_id: str) -> None:
+        """The runtime waits for this: after it no kill of the container is missed."""
+        answer = await self._striker.ask("watch", id=container_id, timeout_seconds=START_AT_MOST_SECONDS)
+        if answer["marked"]:
+            self._inventory.saw(Source.STRIKER, Sighting(container_id))
+
+    async def _gate_quietly(self, container_id: str) -> None:
+        try:
+            await self._gate_before_start(container_id)
+        except StrikerUnreachable:
+            pass  # the next striker looks for itself
+
+    def _container_started(self, container_id: str) -> None:
+        known = self._inventory.get(container_id)
+        if known is not None:
+            self._do(self._pod_cache.learn(known))
+
+    def _pod_ended(self, sandbox_id: str) -> None:
+        members = [known.id for known in self._inventory if known.seen.sandbox_id == sandbox_id]
+        self._striker.tell("leaving", ids=members)
+        self._do(self._pod_cache.drop(sandbox_id))
+
+    # -- what the striker tells ----------------------------------------------------------------------------------------
+
+    def _striker_connected(self, status: dict[str, Any]) -> None:
+        self._take_status(status)
+        self._striker.tell_policies(self._inventory.policies(), default=self._settings.policy)
+        self._do(self._catch_up(float(status["started_at"])))
+
+    async def _catch_up(self, started_at: float) -> None:
+        """The reports that a striker made while nobody listened."""
+        before, number = self._heard_up_to
+        after = number if before == started_at else 0
+        self._heard_up_to = (started_at, after)
+        while True:
+            answer = await self._striker.ask("reports", after=after)
+            for report in answer["reports"]:
+                self._take_report(report)
+                after = max(after, int(report["number"]))
+            if not answer["more"]:
+                return
+
+    def _striker_said(self, message: dict[str, Any]) -> None:
+        match message["is"]:
+            case "report":
+                self._take_report(message["report"])
+            case "stop_began":
+                container = self._inventory.get(message["id"])
+                _log.debug("a stop began: SIGTERM was sent", container=container.label if container else message["id"])
+            case "refused":
+                _log.error("the striker refused what the agent told it", why=message["why"])
+
+    def _take_report(self, data: dict[str, Any]) -> None:
+        striker, number = self._heard_up_to
+        if int(data["number"]) <= number:
+            return  # came twice: as news, and in what was asked for after a new connection
+        self._heard_up_to = (striker, int(data["number"]))
+        stop = self._stop_of(Report.from_json(data))
+        self._stops.add(stop)
+        log.log_stop(stop)
+        if self._metrics is not None:
+            self._metrics.stop(stop)
+
+    def _stop_of(self, report: Report) -> Stop:
+        known = self._inventory.recall(report.container_id) if report.container_id else None
+        if known is None:
+            return Stop(report)
+        seen = known.seen
+        return Stop(report, seen.runtime_namespace, seen.pod_uid, seen.pod_namespace, seen.pod_name, seen.name)
+
+    def _take_status(self, status: dict[str, Any]) -> None:
+        self._gate = status
+        sightings = [Sighting(container_id) for container_id in status["gated"]]
+        self._inventory.reconcile(Source.STRIKER, sightings, at=time.monotonic() - _STATUS_SECONDS)
+
+    async def _keep_status(self) -> None:
+        await asyncio.sleep(_STATUS_SECONDS)
+        give_back()
+        while True:
+            try:
+                self._take_status(await self._striker.ask("status"))
+            except StrikerUnreachable:
+                pass  # its keeper has noticed
+            if self._metrics is not None:
+                self._metrics.status(await self.status())
+            await asyncio.sleep(_STATUS_SECONDS)
+
+    # -- the control API's backend -------------------------------------------------------------------------------------
+
+    async def strike(self, target: Target, overrides: dict[str, Any]) -> Sequence[Stop]:
+        """See :meth:`Backend.strike`."""
+        if target.cgroup:
+            return [await self._strike_one(overrides, cgroup=target.cgroup)]
+        if target.container_id:
+            return [await self._strike_one(overrides, id=self._inventory.find(target.container_id).id)]
+        members = [known for known in self._inventory.by_pod(target.pod) if known.seen.state is not State.STOPPED]
+        containers = [known.id for known in members if not known.sandbox]
+        stops = list(await asyncio.gather(*(self._strike_one(overrides, id=each) for each in containers)))
+        # The sandbox holds the pod's namespaces: it goes when nobody is left in them
+        sandboxes = [known.id for known in members if known.sandbox]
+        return stops + [await self._strike_one(overrides, id=each) for each in sandboxes]
+
+    async def _strike_one(self, overrides: dict[str, Any], **target: str) -> Stop:
+        deadline = overrides.get("deadline_seconds", self._settings.policy.deadline_seconds)
+        known = self._inventory.get(target.get("id", ""))
+        if known is not None:
+            deadline = max(deadline, known.policy.deadline_seconds)
+        answer = await self._striker.ask(
+            "strike", policy=overrides, trigger="api", timeout_seconds=deadline + _ANSWER_SLACK_SECONDS, **target
+        )
+        return self._stop_of(Report.from_json(answer["report"]))
+
+    def containers(self) -> Sequence[Container]:
+        """See :meth:`Backend.containers`."""
+        return sorted(self._inventory, key=lambda known: (known.pod, known.seen.name, known.id))
+
+    def stops(self) -> Sequence[Stop]:
+        """See :meth:`Backend.stops`."""
+        return self._stops.remembered()
+
+    def watch(self, *, replay: bool) -> AsyncGenerator[Stop, None]:
+        """See :meth:`Backend.watch`."""
+        return self._stops.watch(replay=replay)
+
+    async def status(self) -> Status:
+        """See :meth:`Backend.status`."""
+        keeper = self._striker
+        if keeper.state == "ok":
+            try:
+                self._take_status(await keeper.ask("status"))
+            except StrikerUnreachable:
+                pass  # its state says so
+        pids = (("agent", os.getpid()), ("striker", keeper.pid), ("supervisor", keeper.supervisor_pid))
+        processes = await asyncio.to_thread(lambda: tuple(filter(None, (measure(*each) for each in pids if each[1]))))
+        return Status(
+            version=__version__,
+            striker=keeper.state,
+            nri=self._nri.state if self._settings.nri_socket else "off",
+            containerd=self._containerd.state if self._containerd else "off",
+            containers=len(self._inventory),
+            gated=len(self._gate.get("gated", ())),
+            stops=self._stops.count,
+            processes=processes,
+            kernel=self._gate.get("kernel", ""),
+            started_at=self._started_at,
+            gate_events=self._gate.get("events", 0),
+            gate_overruns=self._gate.get("overruns", 0),
+            gate_restarts=self._gate.get("restarts", 0),
+        )
+
+    def _do(self, chore: Coroutine[Any, Any, Any]) -> None:
+        """Have something done beside everything else; what it raises is logged."""
+
+        def done(task: asyncio.Task[Any]) -> None:
+            self._chores.discard(task)
+            problem = None if task.cancelled() else task.exception()
+            if isinstance(problem, ExpeditedError):
+                _log.warning(str(problem))
+            elif problem is not None:
+                _log.error("a chore failed", error=repr(problem))
+
+        task = asyncio.create_task(chore)
+        self._chores.add(task)
+        task.add_done_callback(done)

@@ -1,0 +1,68 @@
+"""Page cache AUTO, its second half: what a pod that goes for good has left in the page cache.
+
+Whether a container comes back is known to nobody when it is killed: a restart in place and the end of the pod look alike.
+The runtime's StopPodSandbox tells, when the containers' own cgroups are gone and what was charged to them has moved up to
+the pod's cgroup. kubelet removes that one next; until then its cache can be given back as a whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from expedited.errors import ExpeditedError
+from expedited.sighting import Container
+from expedited.teardown.cgroup import Cgroup
+from expedited.teardown.policy import Mode, PageCache
+
+__all__ = ["PodCache"]
+
+_log = structlog.get_logger(__name__)
+
+
+class PodCache:
+    """The pods' cgroups by sandbox, learnt while their containers run. Used from one event loop."""
+
+    def __init__(self) -> None:
+        self._cgroups: dict[str, str] = {}
+
+    async def learn(self, container: Container) -> None:
+        """Where its pod is: while its init lives, as nothing leads there afterwards."""
+        sandbox_id, pid = container.seen.sandbox_id, container.seen.pid
+        if not sandbox_id or not pid or container.sandbox or sandbox_id in self._cgroups:
+            return
+        wanted = container.policy.page_cache is not PageCache.KEEP
+        if wanted and container.policy.mode in (Mode.STRIKE, Mode.COMPARE):
+            parent = await asyncio.to_thread(_parent_of, pid)
+            if parent:
+                self._cgroups[sandbox_id] = parent
+
+    async def drop(self, sandbox_id: str) -> None:
+        """The pod has ended for good: give back what it had cached."""
+        path = self._cgroups.pop(sandbox_id, None)
+        if path is None:
+            return
+        dropped = await asyncio.to_thread(_drop, path)
+        if dropped:
+            _log.info("the page cache of a pod that has gone was given back", cgroup=path, bytes=dropped)
+
+    def forget(self, sandbox_id: str) -> None:
+        """The pod is off the records."""
+        self._cgroups.pop(sandbox_id, None)
+
+
+def _parent_of(pid: int) -> str:
+    try:
+        return Cgroup.of_process(pid).path.rpartition("/")[0]
+    except ExpeditedError:
+        return ""  # it has ended
+
+
+def _drop(path: str) -> int:
+    try:
+        pod = Cgroup.find(path)
+    except ExpeditedError:
+        return 0  # kubelet was quicker
+    # Somebody is in it: it is no pod's of its own, or the pod is not over
+    return pod.drop_page_cache() if pod.path != "/" and pod.is_empty() else 0

@@ -1,0 +1,204 @@
+"""Where the inventory's knowledge comes from: the runtime's NRI events, and containerd's lists and events."""
+
+# ruff: noqa: D102 - the methods of NriSource are the protocol's, which says what each is
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+import structlog
+
+from expedited.containerd import (
+    ContainerdClient,
+    ContainerDelete,
+    ContainerdError,
+    Event,
+    NotFoundError,
+    TaskDelete,
+    TaskExit,
+    TaskStart,
+)
+from expedited.inventory import Inventory, Sighting, Source, State
+from expedited.nri import Handlers, NriContainer, NriPod
+
+__all__ = ["ContainerdSource", "NriSource"]
+
+# containerd loses an event now and then, and an agent must not carry its dead for ever
+_RELIST_SECONDS = 60.0
+
+_log = structlog.get_logger(__name__)
+
+
+class NriSource(Handlers):
+    """NRI's handlers (:class:`expedited.nri.Handlers`): what the runtime tells goes into the inventory.
+
+    Args:
+        inventory: Where to.
+        runtime_namespace: Of the pods that NRI tells of; it does not say.
+        gate: Awaited before a container starts: when it is done, no kill of that container is missed.
+        started: Told of a container that runs, and of those that were found running.
+        pod_ended: Told of a pod whose last process has ended by the runtime's StopPodSandbox.
+
+    Attributes:
+        state: ``ok``, or in a few words why not.
+    """
+
+    def __init__(
+        self,
+        inventory: Inventory,
+        runtime_namespace: str,
+        *,
+        gate: Callable[[str], Awaitable[None]],
+        started: Callable[[str], None],
+        pod_ended: Callable[[str], None],
+    ) -> None:
+        self.state = "not connected"
+        self._inventory = inventory
+        self._runtime_namespace = runtime_namespace
+        self._gate = gate
+        self._started = started
+        self._pod_ended = pod_ended
+
+    def connected(self, runtime_name: str, version: str) -> None:
+        self.state = "ok"
+        _log.info("NRI: the runtime has taken the plugin in", runtime=runtime_name, version=version)
+
+    def disconnected(self, why: str) -> None:
+        self.state = why
+
+    def synchronize(self, pods: Sequence[NriPod], containers: Sequence[NriContainer]) -> None:
+        by_id = {pod.id: pod for pod in pods}
+        sightings = [self._of_pod(pod) for pod in pods]
+        sightings += [self._of_container(by_id.get(each.pod_id), each) for each in containers]
+        self._inventory.reconcile(Source.NRI, sightings, at=time.monotonic(), runtime_namespace=self._runtime_namespace)
+        for container in containers:
+            self._started(container.id)
+        _log.info("NRI: synchronized", pods=len(pods), containers=len(containers))
+
+    def pod_started(self, pod: NriPod) -> None:
+        self._inventory.saw(Source.NRI, self._of_pod(pod))
+
+    def pod_stopped(self, pod: NriPod) -> None:
+        self._inventory.exited(Source.NRI, pod.id)
+        self._pod_ended(pod.id)
+
+    def pod_removed(self, pod: NriPod) -> None:
+        self._inventory.forget(pod.id)
+
+    def container_created(self, pod: NriPod, container: NriContainer) -> None:
+        self._inventory.saw(Source.NRI, self._of_container(pod, container, State.CREATED))
+
+    async def container_starting(self, pod: NriPod, container: NriContainer) -> None:
+        self._inventory.saw(Source.NRI, self._of_container(pod, container, State.CREATED))
+        await self._gate(container.id)
+
+    def container_started(self, pod: NriPod, container: NriContainer) -> None:
+        self._inventory.saw(Source.NRI, self._of_container(pod, container, State.RUNNING))
+        self._started(container.id)
+
+    def container_stopped(self, pod: NriPod, container: NriContainer) -> None:
+        self._inventory.exited(Source.NRI, container.id)
+
+    def container_removed(self, pod: NriPod, container: NriContainer) -> None:
+        self._inventory.forget(container.id)
+
+    def _of_pod(self, pod: NriPod) -> Sighting:
+        return Sighting(
+            id=pod.id,
+            runtime_namespace=self._runtime_namespace,
+            pod_uid=pod.uid,
+            pod_namespace=pod.namespace,
+            pod_name=pod.name,
+            sandbox_id=pod.id,
+            sandbox=True,
+            pid=pod.pid,
+            state=State.RUNNING,
+            annotations=pod.annotations,
+        )
+
+    def _of_container(self, pod: NriPod | None, container: NriContainer, state: State | None = None) -> Sighting:
+        return Sighting(
+            id=container.id,
+            runtime_namespace=self._runtime_namespace,
+            name=container.name,
+            pod_uid=pod.uid if pod else "",
+            pod_namespace=pod.namespace if pod else "",
+            pod_name=pod.name if pod else "",
+            sandbox_id=container.pod_id,
+            sandbox=False,
+            pid=container.pid,
+            state=state or State(container.state.value),
+            annotations=pod.annotations if pod else None,
+        )
+
+
+class ContainerdSource:
+    """What containerd lists, and what it tells of, goes into the inventory, for all of its namespaces.
+
+    Args:
+        client: The connection; closed by whoever made it.
+        inventory: Where to.
+        gate: Awaited for each container that starts.
+    """
+
+    def __init__(
+        self, client: ContainerdClient, inventory: Inventory, *, gate: Callable[[str], Awaitable[None]]
+    ) -> None:
+        self._client = client
+        self._inventory = inventory
+        self._gate = gate
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen())
+            tasks.create_task(self._list_now_and_then())
+
+    async def _listen(self) -> None:
+        async for event in self._client.subscribe(self._list):
+            try:
+                await self._take(event)
+            except ContainerdError as problem:
+                _log.warning("a container could not be looked up", error=str(problem))
+
+    async def _list_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(_RELIST_SECONDS)
+            try:
+                await self._list()
+            except ContainerdError:
+                pass  # the subscription tells of it, and lists everything when it is back
+
+    async def _list(self) -> None:
+        for namespace in await self._client.namespaces():
+            asked_at = time.monotonic()
+            tasks = {task.container_id: task for task in await self._client.tasks(namespace)}
+            containers = await self._client.containers(namespace)
+            sightings = [container.sighting(tasks.get(container.id)) for container in containers]
+            self._inventory.reconcile(Source.CONTAINERD, sightings, at=asked_at, runtime_namespace=namespace)
+
+    async def _take(self, event: Event) -> None:
+        match event:
+            case TaskStart():
+                await self._gate(event.container_id)
+                known = self._inventory.get(event.container_id)
+                if known is not None and known.seen.state is State.RUNNING and known.seen.pid == event.pid:
+                    return  # NRI was here before
+                try:
+                    container = await self._client.container(event.container_id, event.namespace)
+                except NotFoundError:
+                    return  # gone by now
+                sighting = container.sighting()
+                self._inventory.saw(Source.CONTAINERD, sighting)
+                running = Sighting(event.container_id, pid=event.pid, state=State.RUNNING)
+                self._inventory.saw(Source.CONTAINERD, running)
+            case TaskExit() if event.is_init:
+                self._inventory.exited(Source.CONTAINERD, event.container_id)
+            case TaskDelete():
+                self._inventory.exited(Source.CONTAINERD, event.container_id)
+            case ContainerDelete():
+                self._inventory.forget(event.container_id)
+            case _:
+                pass

@@ -1,0 +1,255 @@
+"""The agent's side of the striker: starts it or takes over one that runs, tells it policy, hears its reports.
+
+The striker outlives an agent that crashes, and goes on striking by what it was last told. The next agent finds it at its
+socket and takes it over; a striker of another version is replaced, with no more than the blink between the two in which
+nobody gates (the runtime's own kill is then just what it was without us).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import structlog
+
+from expedited import __version__
+from expedited.errors import ExpeditedError, UsageError
+from expedited.settings import AgentSettings
+from expedited.striker.link import StrikerLink, StrikerUnreachable
+from expedited.teardown.policy import Policy
+
+__all__ = ["StrikerKeeper"]
+
+_START_SECONDS = 10.0
+_ANSWER_SECONDS = 5.0
+_END_SECONDS = 10.0
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 10.0
+_POLICIES_A_PACKET = 200
+_Message = dict[str, Any]
+
+_log = structlog.get_logger(__name__)
+
+
+class StrikerKeeper:
+    """Keeps one striker up and one link to it. Used from one event loop.
+
+    Args:
+        settings: The agent's.
+        connected: Called with the striker's status after each new link, when it may be told things.
+        heard: Called with everything it says that is no answer.
+
+    Attributes:
+        state: ``ok``, or in a few words why not.
+    """
+
+    def __init__(
+        self, settings: AgentSettings, *, connected: Callable[[_Message], None], heard: Callable[[_Message], None]
+    ) -> None:
+        self.state = "starting"
+        self.supervisor_pid = 0
+        self.pid = 0
+        self._settings = settings
+        self._connected = connected
+        self._heard = heard
+        self._link: StrikerLink | None = None
+        self._waiting: dict[int, asyncio.Future[_Message]] = {}
+        self._lost = asyncio.Event()
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until ``stop``; then the striker ends too, unless it is to be kept."""
+        pause = _FIRST_PAUSE_SECONDS
+        try:
+            while not stop.is_set():
+                try:
+                    await self._connect()
+                    pause = _FIRST_PAUSE_SECONDS
+                    await _either(self._lost.wait(), stop.wait())
+                except ExpeditedError as problem:
+                    if self.state != str(problem):
+                        _log.error(f"kills are not caught: {problem}")
+                    self.state = str(problem)
+                finally:
+                    self._hang_up()
+                if not stop.is_set():
+                    await _either(stop.wait(), asyncio.sleep(pause))
+                    pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        finally:
+            if not self._settings.keep_striker:
+                await self._end(self.supervisor_pid)
+
+    def tell(self, do: str, **fields: Any) -> None:
+        """Say something that needs no answer; dropped when there is no striker, who asks anew when there is one."""
+        if self._link is None:
+            return
+        try:
+            self._link.send(do, **fields)
+        except StrikerUnreachable:
+            self._lost.set()
+
+    def tell_policies(self, policies: Mapping[str, Policy], *, default: Policy | None = None) -> None:
+        """Policies by container id; with a ``default`` they are all that there are."""
+        if default is not None:
+            self.tell("policy", default=default.to_json(), containers={}, replace=True)
+        items = iter(policies.items())
+        while batch := dict(itertools.islice(items, _POLICIES_A_PACKET)):
+            self.tell("policy", containers={name: policy.to_json() for name, policy in batch.items()})
+
+    async def ask(self, do: str, *, timeout_seconds: float = _ANSWER_SECONDS, **fields: Any) -> _Message:
+        """Ask, and wait for the answer.
+
+        Raises:
+            StrikerUnreachable: there is no striker, or it did not answer in time.
+            ExpeditedError: it refuses; UsageError where what was asked is wrong.
+        """
+        if self._link is None:
+            raise StrikerUnreachable(f"there is no striker now ({self.state}): see `expedited doctor`")
+        try:
+            number = self._link.send(do, **fields)
+        except StrikerUnreachable:
+            self._lost.set()
+            raise
+        answer: asyncio.Future[_Message] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                message = await answer
+        except TimeoutError:
+            raise StrikerUnreachable(f"the striker did not answer `{do}` within {timeout_seconds:g} s") from None
+        finally:
+            self._waiting.pop(number, None)
+        if message["is"] == "refused":
+            kind = UsageError if message.get("code") == UsageError.exit_code else ExpeditedError
+            raise kind(message["why"])
+        return message
+
+    # -- the link ------------------------------------------------------------------------------------------------------
+
+    async def _connect(self) -> None:
+        link = self._dial() or await self._start()
+        self._take(link)
+        status = await self.ask("status")
+        if status.get("version") != __version__:
+            _log.info("replacing a striker of another version", found=status.get("version"), ours=__version__)
+            self._hang_up()
+            await self._end(int(status["supervisor_pid"]))
+            self._take(await self._start())
+            status = await self.ask("status")
+        self.pid, self.supervisor_pid = int(status["pid"]), int(status["supervisor_pid"])
+        self.state = "ok"
+        _log.info("the kill gate is up", source=status["source"], kernel=status["kernel"], pid=self.pid)
+        self._connected(status)
+
+    def _dial(self) -> StrikerLink | None:
+        try:
+            return StrikerLink.connect(self._settings.striker_socket, blocking=False)
+        except StrikerUnreachable:
+            return None
+
+    async def _start(self) -> StrikerLink:
+        settings = self._settings
+        command = [
+            *(sys.executable, "-m", "expedited.striker"),
+            f"--run-dir={settings.run_dir}",
+            f"--policy={json.dumps(settings.policy.to_json())}",
+            f"--budget={settings.budget_seconds}",
+            f"--log-format={settings.log_format}",
+            *(f"--state-root={root}" for root in settings.state_roots),
+        ]
+        self._process = process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            start_new_session=True,  # a terminal's Ctrl-C is for the agent, which ends it in its own time
+        )
+        give_up_at = asyncio.get_running_loop().time() + _START_SECONDS
+        while asyncio.get_running_loop().time() < give_up_at:
+            if process.returncode is not None:
+                raise ExpeditedError(
+                    f"the striker ended at once with code {process.returncode}: its line above, and `expedited doctor`, say why"
+                )
+            link = self._dial()
+            if link is not None:
+                return link
+            await asyncio.sleep(0.02)
+        raise ExpeditedError(f"the striker was not ready within {_START_SECONDS:g} s: see `expedited doctor`")
+
+    def _take(self, link: StrikerLink) -> None:
+        self._link = link
+        self._lost.clear()
+        asyncio.get_running_loop().add_reader(link.fileno(), self._read)
+
+    def _hang_up(self) -> None:
+        if self._link is not None:
+            asyncio.get_running_loop().remove_reader(self._link.fileno())
+            self._link.close()
+            self._link = None
+            if self.state == "ok":
+                self.state = "connection lost"
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(StrikerUnreachable("the striker has ended: it is being started anew"))
+
+    def _read(self) -> None:
+        assert self._link is not None
+        try:
+            while (message := self._link.receive()) is not None:
+                answer = self._waiting.get(message.get("seq", 0))
+                if answer is not None and not answer.done():
+                    answer.set_result(message)
+                else:
+                    self._heard(message)
+        except StrikerUnreachable:
+            asyncio.get_running_loop().remove_reader(self._link.fileno())
+            self._lost.set()
+
+    async def _end(self, supervisor_pid: int) -> None:
+        """SIGTERM, which opens the gate and lets the strikes in progress end; SIGKILL when that takes too long."""
+        if not supervisor_pid:
+            return
+        try:
+            pidfd = os.pidfd_open(supervisor_pid)
+        except ProcessLookupError:
+            return
+        try:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, number)
+                if await _readable(pidfd, _END_SECONDS):
+                    break
+        finally:
+            os.close(pidfd)
+        if self._process is not None:
+            await self._process.wait()
+            self._process = None
+
+
+async def _readable(descriptor: int, timeout_seconds: float) -> bool:
+    ready = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(descriptor, ready.set)
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            await ready.wait()
+    except TimeoutError:
+        return False
+    finally:
+        loop.remove_reader(descriptor)
+    return True
+
+
+async def _either(*waits: Any) -> None:
+    """Until the first of them is done; the others are cancelled."""
+    tasks: Iterable[asyncio.Task[Any]] = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -1,0 +1,85 @@
+"""``expedited kill``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from expedited.annotations import TERMS
+from expedited.api.client import ApiClient
+from expedited.api.convert import stop_to_pb, to_plain
+from expedited.cli.tables import console, print_steps, stops_table
+from expedited.errors import ExpeditedError, UsageError
+from expedited.pb.v1 import expedited_pb2 as pb
+from expedited.settings import AgentSettings
+from expedited.stop import Stop
+from expedited.teardown import Cgroup, Policy, strike
+from expedited.teardown.report import Outcome
+
+__all__ = ["kill"]
+
+_NOT_DONE = (Outcome.DEADLINE, Outcome.FAILED)
+
+
+def kill(
+    settings: AgentSettings,
+    *,
+    container_id: str,
+    cgroup: str,
+    pod: str,
+    page_cache: str,
+    boost: str,
+    deadline: str,
+    as_json: bool,
+) -> int:
+    """Strike by the agent; a cgroup also without one.
+
+    Returns:
+        0; 1 when something was still there at the deadline.
+
+    Raises:
+        UsageError: not exactly one target, a wrong value, or something that must not be struck; nothing was done.
+    """
+    if sum(map(bool, (container_id, cgroup, pod))) != 1:
+        raise UsageError("kill what? Give a container's id, or one of --cgroup and --pod")
+    said = {"page-cache": page_cache, "boost": boost, "deadline": deadline}
+    parsed = {name: _parsed(name, value) for name, value in said.items() if value}
+    if cgroup and not Path(settings.api_socket).exists():
+        stops = [_strike_without_agent(settings.policy, cgroup, parsed)]
+    else:
+        request = pb.StrikeRequest(
+            **{k: v for k, v in (("container_id", container_id), ("cgroup", cgroup), ("pod", pod)) if v},
+            page_cache=page_cache,
+            boost=boost,
+            deadline_seconds=parsed.get("deadline", 0.0),
+        )
+        with ApiClient(settings.api_socket) as agent:
+            stops = agent.strike(request)
+    if as_json:
+        print(json.dumps({"stops": [to_plain(stop) for stop in stops]}))
+    else:
+        terminal = console()
+        terminal.print(stops_table(stops))
+        for stop in stops:
+            print_steps(stop, terminal)
+    return 1 if any(stop.outcome in _NOT_DONE for stop in stops) else 0
+
+
+def _parsed(name: str, value: str) -> Any:
+    term = TERMS[name]
+    try:
+        return term.parse(value)
+    except ValueError:
+        raise UsageError(f"--{name} takes {term.accepted}, not {value!r}") from None
+
+
+def _strike_without_agent(policy: Policy, name: str, parsed: dict[str, Any]) -> pb.Stop:
+    if os.geteuid() != 0:
+        raise ExpeditedError("no agent runs, and without one only root can strike: ask as root")
+    print("no agent runs: striking from here", file=sys.stderr)
+    said = {TERMS[term].field: value for term, value in parsed.items()}
+    own = Policy.from_json({**policy.to_json(), **said, "mode": "strike", "min_size_bytes": 0})
+    return stop_to_pb(Stop(strike(Cgroup.find(name), own)))

@@ -1,0 +1,54 @@
+"""``expedited stops``."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from rich.console import Console
+
+from expedited.api.client import ApiClient
+from expedited.api.convert import to_plain
+from expedited.cli.tables import console, print_steps, stops_table
+from expedited.pb.v1 import expedited_pb2 as pb
+from expedited.settings import AgentSettings
+
+__all__ = ["show_stops"]
+
+
+def show_stops(settings: AgentSettings, *, prefix: str, follow: bool, limit: int, steps: bool, as_json: bool) -> None:
+    """Print them, the oldest first; with ``follow`` until Ctrl-C."""
+    terminal = console()
+    with ApiClient(settings.api_socket) as agent:
+        if not follow:
+            found = [stop for stop in reversed(agent.stops()) if _is_of(stop, prefix)]
+            _print(found[-limit:] if limit else found, terminal, steps=steps, as_json=as_json)
+            return
+        try:
+            for stop in agent.watch(replay=True):
+                if _is_of(stop, prefix):
+                    _print([stop], terminal, steps=steps, as_json=as_json, headings=False)
+        except KeyboardInterrupt:
+            pass
+
+
+def _is_of(stop: pb.Stop, prefix: str) -> bool:
+    pod = f"{stop.pod.namespace}/{stop.pod.name}"
+    return any(name.startswith(prefix) for name in (stop.container_id, stop.container_name, pod, stop.pod.name))
+
+
+def _print(stops: list[pb.Stop], terminal: Console, *, steps: bool, as_json: bool, headings: bool = True) -> None:
+    if as_json:
+        for stop in stops:
+            print(json.dumps(to_plain(stop)))
+        sys.stdout.flush()
+        return
+    if not stops:
+        terminal.print("no stops yet")
+        return
+    for group in [[stop] for stop in stops] if steps else [stops]:
+        table = stops_table(group)
+        table.show_header = headings and group[0] is stops[0]
+        terminal.print(table)
+        if steps:
+            print_steps(group[0], terminal)

@@ -1,0 +1,98 @@
+"""How stops and containers look in a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from datetime import datetime
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from expedited.pb.v1 import expedited_pb2 as pb
+from expedited.quantity import format_seconds, format_size
+
+__all__ = ["console", "containers_table", "outcome_text", "print_steps", "stop_row", "stops_table"]
+
+_STYLES = {"struck": "green", "observed": "cyan", "skipped": "dim", "deadline": "yellow", "failed": "bold red"}
+_SHORT_ID = 12
+_WIDE = 160
+_HEADINGS = ("time", "container", "outcome", "back", "after", "gone", "order", "trigger")
+_RIGHT = ("back", "after", "gone")
+
+
+def stops_table(stops: Iterable[pb.Stop], title: str | None = None) -> Table:
+    """One row a stop."""
+    table = _table(_HEADINGS, _RIGHT, title)
+    for stop in stops:
+        table.add_row(*stop_row(stop))
+    return table
+
+
+def stop_row(stop: pb.Stop) -> tuple[str | Text, ...]:
+    """The columns of :func:`stops_table`."""
+    return (
+        datetime.fromtimestamp(stop.started_at).strftime("%H:%M:%S"),
+        _label(stop.pod, stop.container_name, stop.container_id or stop.cgroup),
+        outcome_text(stop.outcome),
+        format_size(stop.bytes_returned),
+        format_seconds(_known(stop, "memory_back_seconds")),
+        format_seconds(_known(stop, "gone_seconds")),
+        stop.order or "-",
+        stop.trigger,
+    )
+
+
+def outcome_text(outcome: str) -> Text:
+    """The word in its colour."""
+    return Text(outcome, style=_STYLES.get(outcome, ""))
+
+
+def print_steps(stop: pb.Stop, to: Console) -> None:
+    """The story of one stop, a line each."""
+    if stop.reason:
+        to.print(f"    {stop.reason}", soft_wrap=True, highlight=False)
+    for step in stop.steps:
+        to.print(f"    {step.at_seconds * 1000:9.1f} ms  {step.what}", soft_wrap=True, highlight=False)
+
+
+def containers_table(containers: Iterable[pb.Container], title: str | None = None) -> Table:
+    """One row a container, the largest first."""
+    headings = ("container", "id", "state", "memory", "files", "mode", "gated")
+    table = _table(headings, ("memory", "files"), title)
+    for each in sorted(containers, key=lambda known: -known.memory.anon_bytes):
+        table.add_row(
+            _label(each.pod, each.name, each.id),
+            each.id[:_SHORT_ID],
+            each.state,
+            format_size(each.memory.anon_bytes),
+            format_size(each.memory.file_bytes),
+            each.policy.mode,
+            "yes" if each.gated else Text("no", style="yellow"),
+        )
+    return table
+
+
+def _table(headings: Iterable[str], right: Iterable[str], title: str | None) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        # The only one that may be squeezed; what it says is cut, and not broken into lines
+        squeezed = heading == "container"
+        table.add_column(heading, justify="right" if heading in right else "left", no_wrap=not squeezed)
+    return table
+
+
+def _label(pod: pb.Pod, name: str, otherwise: str) -> Text:
+    where = f"{pod.namespace}/{pod.name}" if pod.name else ""
+    label = "/".join(part for part in (where, name) if part) or otherwise[:_SHORT_ID]
+    return Text(label, no_wrap=True, overflow="ellipsis")
+
+
+def console() -> Console:
+    """A console for tables: as wide as the terminal, and wide enough for every name where it is none."""
+    return Console() if sys.stdout.isatty() else Console(width=_WIDE)
+
+
+def _known(stop: pb.Stop, name: str) -> float | None:
+    return getattr(stop, name) if stop.HasField(name) else None
