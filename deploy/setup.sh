@@ -65,4 +65,6 @@ command -v uv >/dev/null || install_tool uv
 # The stubs are made from proto/ by the build; again when a .proto file is newer than what was made of it.
 uv sync --quiet --locked
 uv run --no-sync python proto/generate.py
+# Here and not in the middle of a test or a demo: where containerd has to be built, that takes minutes the first time.
+uv run --no-sync python -m expedited.demo.runtime
 rm -f "$log"

@@ -32,6 +32,7 @@ __all__ = ["ContainerdClient", "ContainerdError", "NotFoundError"]
 _LARGEST_MESSAGE_BYTES = 16 << 20
 _ANSWER_SECONDS = 10.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
+_NEVER_CONNECTED = "not connected"
 
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", _LARGEST_MESSAGE_BYTES),
@@ -82,7 +83,7 @@ class ContainerdClient:
         self.socket = socket
         self.namespace = namespace
         self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=_CHANNEL_OPTIONS)
-        self.state = "not connected"
+        self.state = _NEVER_CONNECTED
 
     async def __aenter__(self) -> Self:
         return self
@@ -235,9 +236,9 @@ class ContainerdClient:
         return ContainerdError(f"containerd at {self.socket} refused: {details} ({code.name})")
 
     def _tell(self, what: str, *, lost: bool = False) -> None:
-        """Log that the connection came or went, or is away for another reason; only when it is not so already."""
+        """Log that the connection came or went; only when it is not so already."""
         before, self.state = self.state, what if lost else "ok"
-        if before == self.state:
+        if before == self.state or (lost and before not in ("ok", _NEVER_CONNECTED)):
             return
         if lost:
             _log.warning(f"{what}; trying again", socket=self.socket)

@@ -11,6 +11,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,3 +132,11 @@ def _build(module: Path, directory: Path) -> None:
     if answer.returncode:
         said = (answer.stderr.strip().splitlines() or ["no message"])[-1]
         raise ExpeditedError(f"building containerd and runc in {module} failed: {said}; or {_WHAT_TO_INSTALL}")
+
+
+if __name__ == "__main__":
+    try:
+        found = find_runtime()
+    except ExpeditedError as problem:
+        sys.exit(f"expedited: {problem}")
+    print(f"containerd {'.'.join(map(str, found.version))}, {found.origin}: {found.containerd}", file=sys.stderr)
