@@ -11,6 +11,7 @@ import asyncio
 import struct
 from collections.abc import Awaitable, Callable, Mapping
 from enum import IntEnum
+from functools import partial
 from typing import NamedTuple
 
 import structlog
@@ -131,7 +132,7 @@ class Server:
         self._services = services
         self._reassembly = _Reassembly(self._take)
         self._last_stream = 0
-        self._unanswered: set[asyncio.Task[None]] = set()
+        self._unanswered: set[asyncio.Future[bytes]] = set()
 
     def received(self, data: bytes) -> None:
         """The next bytes from the caller."""
@@ -139,8 +140,8 @@ class Server:
 
     def lost(self, why: str) -> None:
         """Answers are not wanted any more."""
-        for task in self._unanswered:
-            task.cancel()
+        for waiting in self._unanswered:
+            waiting.cancel()
 
     def _take(self, message: _Message) -> None:
         try:
@@ -148,9 +149,10 @@ class Server:
             if isinstance(result, bytes):
                 self._answer(message.stream, result)
             elif result is not None:
-                task = asyncio.ensure_future(self._answer_later(message.stream, result))
-                self._unanswered.add(task)
-                task.add_done_callback(self._unanswered.discard)
+                # The method's own coroutine, and none around it: cancelled before it began, it must not be left unawaited
+                waiting = asyncio.ensure_future(result)
+                self._unanswered.add(waiting)
+                waiting.add_done_callback(partial(self._answer_later, message.stream))
         except Exception as problem:
             self._refuse(message.stream, problem)
 
@@ -175,9 +177,12 @@ class Server:
             raise RpcError(Code.RESOURCE_EXHAUSTED, f"{len(self._unanswered)} calls are waiting for their answers")
         return method(request.payload)
 
-    async def _answer_later(self, stream: int, result: Awaitable[bytes]) -> None:
+    def _answer_later(self, stream: int, result: asyncio.Future[bytes]) -> None:
+        self._unanswered.discard(result)
+        if result.cancelled():
+            return  # the connection is gone
         try:
-            self._answer(stream, await result)
+            self._answer(stream, result.result())
         except Exception as problem:
             self._refuse(stream, problem)
 
