@@ -22,6 +22,7 @@ from expedited.teardown.report import Report
 
 __all__ = ["Server", "listen"]
 
+_REPORTS_A_PACKET = 8
 _STATE_FILES = ("state.json", "status")
 
 
@@ -158,7 +159,8 @@ class Server:
 
     def _do_reports(self, connection: socket.socket, message: dict[str, Any]) -> dict[str, Any]:
         kept = [report for report in list(self._stops().reports) if report.number > message.get("after", 0)]
-        return {"is": "reports", "reports": [report.to_json() for report in kept[-16:]], "more": len(kept) > 16}
+        told = [report.to_json() for report in kept[:_REPORTS_A_PACKET]]
+        return {"is": "reports", "reports": told, "more": len(kept) > len(told)}
 
     def _do_strike(self, connection: socket.socket, message: dict[str, Any]) -> None:
         """In a worker: this thread must stay free to answer others. The answer is the report."""

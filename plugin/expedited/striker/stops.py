@@ -58,6 +58,7 @@ class Stops:
         self._active: set[str] = set()
         self._compared = 0
         self._lock = threading.Lock()
+        self._order = threading.Lock()  # reports are told in the order of their numbers
         self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._workers = 0
         self._idle = 0
@@ -204,11 +205,11 @@ class Stops:
             os.close(descriptor)
 
     def _keep(self, report: Report) -> Report:
-        with self._lock:
+        with self._order:
             self.number += 1
             report = replace(report, number=self.number)
             self.reports.append(report)
-        heard = self._publish(report)
+            heard = self._publish(report)
         if not heard and report.outcome is not Outcome.SKIPPED:
             self._log(_line(report))  # the agent tells of it, where there is one
         return report
