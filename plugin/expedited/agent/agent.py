@@ -56,6 +56,8 @@ async def run(settings: AgentSettings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    # `expedited run` has blocked them until there was somebody to hear them
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
     await Agent(settings).run(stop)
 
 
@@ -65,6 +67,8 @@ class Agent:
     def __init__(self, settings: AgentSettings) -> None:
         self._settings = settings
         self._started_at = time.time()
+        self._preinstalled = "NRI_PLUGIN_SOCKET" in os.environ  # started by the runtime, as a plugin of its own
+        self._with_nri = bool(settings.nri_socket) or self._preinstalled
         self._stops = StopLog()
         self._pod_cache = PodCache()
         self._inventory = Inventory(settings, self._policies_changed)
@@ -79,6 +83,7 @@ class Agent:
         self._containerd: ContainerdClient | None = None
         self._gate: dict[str, Any] = {}  # the striker's last status
         self._heard_up_to = (0.0, 0)  # which striker (its start), and the number of its last report
+        self._news: list[dict[str, Any]] | None = None  # reports that came while older ones are being asked for
         self._metrics: Metrics | None = None
         self._chores: set[asyncio.Task[Any]] = set()
 
@@ -99,7 +104,7 @@ class Agent:
             await stack.enter_async_context(serving(self, settings.api_socket))
             striker = asyncio.create_task(self._striker.run(stop))
             others = [asyncio.create_task(self._keep_status())]
-            if settings.nri_socket or "NRI_PLUGIN_SOCKET" in os.environ:
+            if self._with_nri:
                 others.append(asyncio.create_task(self._serve_nri(stop)))
             if settings.containerd_socket:
                 self._containerd = ContainerdClient(settings.containerd_socket, settings.cri_namespace)
@@ -123,9 +128,8 @@ class Agent:
     # -- what the sources tell -----------------------------------------------------------------------------------------
 
     async def _serve_nri(self, stop: asyncio.Event) -> None:
-        preinstalled = "NRI_PLUGIN_SOCKET" in os.environ
         await serve(NriPlugin(self._nri), self._settings.nri_socket, stop=stop)
-        if preinstalled:
+        if self._preinstalled:
             # Started by a runtime that has ended or let go of us: it starts another when it comes back
             stop.set()
 
@@ -138,7 +142,11 @@ class Agent:
             self._pod_cache.forget(container_id)
 
     async def _gate_before_start(self, container_id: str) -> None:
-        """The runtime waits for this: after it no kill of the container is missed."""
+        """The runtime waits for this: after it no kill of the container is missed, and its policy is known."""
+        known = self._inventory.get(container_id)
+        if known is not None and known.policy != self._settings.policy:
+            # The striker forgot it with the container's last run, where this one starts again under the same id
+            self._striker.tell_policies({container_id: known.policy})
         answer = await self._striker.ask("watch", id=container_id, timeout_seconds=START_AT_MOST_SECONDS)
         if answer["marked"]:
             self._inventory.saw(Source.STRIKER, Sighting(container_id))
@@ -164,25 +172,34 @@ class Agent:
     def _striker_connected(self, status: dict[str, Any]) -> None:
         self._take_status(status)
         self._striker.tell_policies(self._inventory.policies(), default=self._settings.policy)
+        self._news = []
         self._do(self._catch_up(float(status["started_at"])))
 
     async def _catch_up(self, started_at: float) -> None:
-        """The reports that a striker made while nobody listened."""
+        """The reports that a striker made while nobody listened, then those that it made meanwhile."""
         before, number = self._heard_up_to
         after = number if before == started_at else 0
         self._heard_up_to = (started_at, after)
-        while True:
-            answer = await self._striker.ask("reports", after=after)
-            for report in answer["reports"]:
+        try:
+            more = True
+            while more:
+                answer = await self._striker.ask("reports", after=after)
+                for report in answer["reports"]:
+                    self._take_report(report)
+                    after = int(report["number"])
+                more = answer["more"]
+        finally:
+            news, self._news = self._news or [], None
+            for report in news:
                 self._take_report(report)
-                after = max(after, int(report["number"]))
-            if not answer["more"]:
-                return
 
     def _striker_said(self, message: dict[str, Any]) -> None:
         match message["is"]:
             case "report":
-                self._take_report(message["report"])
+                if self._news is None:
+                    self._take_report(message["report"])
+                else:
+                    self._news.append(message["report"])
             case "stop_began":
                 container = self._inventory.get(message["id"])
                 _log.debug("a stop began: SIGTERM was sent", container=container.label if container else message["id"])
@@ -274,7 +291,7 @@ class Agent:
         return Status(
             version=__version__,
             striker=keeper.state,
-            nri=self._nri.state if self._settings.nri_socket else "off",
+            nri=self._nri.state if self._with_nri else "off",
             containerd=self._containerd.state if self._containerd else "off",
             containers=len(self._inventory),
             gated=len(self._gate.get("gated", ())),

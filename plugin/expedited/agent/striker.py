@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import json
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -28,11 +29,23 @@ from expedited.teardown.policy import Policy
 __all__ = ["StrikerKeeper"]
 
 _START_SECONDS = 10.0
+# A supervisor waits for 5 s at most before it starts another gate, which then takes a moment.
+_NEW_GATE_SECONDS = 8.0
+_DIAL_EVERY_SECONDS = 0.02
 _ANSWER_SECONDS = 5.0
 _END_SECONDS = 10.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 10.0
 _POLICIES_A_PACKET = 200
 _Message = dict[str, Any]
+
+
+class _CannotGate(ExpeditedError):
+    """A striker ended for good before it was ready: here it never will be."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"the striker can't work here (it ended with code {code}): its line above says why")
+        self.exit_code = code
+
 
 _log = structlog.get_logger(__name__)
 
@@ -62,9 +75,14 @@ class StrikerKeeper:
         self._waiting: dict[int, asyncio.Future[_Message]] = {}
         self._lost = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
+        self._supervisor = -1  # a pidfd: its pid alone could be somebody else's by the time that it is to end
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until ``stop``; then the striker ends too, unless it is to be kept."""
+        """Until ``stop``; then the striker ends too, unless it is to be kept.
+
+        Raises:
+            ExpeditedError: the very first striker says that it can never work here.
+        """
         pause = _FIRST_PAUSE_SECONDS
         try:
             while not stop.is_set():
@@ -73,6 +91,8 @@ class StrikerKeeper:
                     pause = _FIRST_PAUSE_SECONDS
                     await _either(self._lost.wait(), stop.wait())
                 except ExpeditedError as problem:
+                    if isinstance(problem, _CannotGate) and not self.pid:
+                        raise
                     if self.state != str(problem):
                         _log.error(f"kills are not caught: {problem}")
                     self.state = str(problem)
@@ -83,7 +103,8 @@ class StrikerKeeper:
                     pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         finally:
             if not self._settings.keep_striker:
-                await self._end(self.supervisor_pid)
+                await self._end()
+            self._let_go_of_supervisor()
 
     def tell(self, do: str, **fields: Any) -> None:
         """Say something that needs no answer; dropped when there is no striker, who asks anew when there is one."""
@@ -133,16 +154,13 @@ class StrikerKeeper:
     # -- the link ------------------------------------------------------------------------------------------------------
 
     async def _connect(self) -> None:
-        link = self._dial() or await self._start()
-        self._take(link)
-        status = await self.ask("status")
+        link = self._dial() or await self._dial_until(_NEW_GATE_SECONDS, self._supervisor_ended) or await self._start()
+        status = await self._take(link)
         if status.get("version") != __version__:
             _log.info("replacing a striker of another version", found=status.get("version"), ours=__version__)
             self._hang_up()
-            await self._end(int(status["supervisor_pid"]))
-            self._take(await self._start())
-            status = await self.ask("status")
-        self.pid, self.supervisor_pid = int(status["pid"]), int(status["supervisor_pid"])
+            await self._end()
+            status = await self._take(await self._start())
         self.state = "ok"
         _log.info("the kill gate is up", source=status["source"], kernel=status["kernel"], pid=self.pid)
         self._connected(status)
@@ -156,7 +174,7 @@ class StrikerKeeper:
     async def _start(self) -> StrikerLink:
         settings = self._settings
         command = [
-            *(sys.executable, "-m", "expedited.striker"),
+            *(sys.executable, "-P", "-m", "expedited.striker"),
             f"--run-dir={settings.run_dir}",
             f"--policy={json.dumps(settings.policy.to_json())}",
             f"--budget={settings.budget_seconds}",
@@ -169,22 +187,46 @@ class StrikerKeeper:
             stdout=asyncio.subprocess.DEVNULL,
             start_new_session=True,  # a terminal's Ctrl-C is for the agent, which ends it in its own time
         )
-        give_up_at = asyncio.get_running_loop().time() + _START_SECONDS
-        while asyncio.get_running_loop().time() < give_up_at:
-            if process.returncode is not None:
-                raise ExpeditedError(
-                    f"the striker ended at once with code {process.returncode}: its line above, and `expedited doctor`, say why"
-                )
-            link = self._dial()
-            if link is not None:
-                return link
-            await asyncio.sleep(0.02)
-        raise ExpeditedError(f"the striker was not ready within {_START_SECONDS:g} s: see `expedited doctor`")
+        link = await self._dial_until(_START_SECONDS, lambda: process.returncode is not None)
+        if link is not None:
+            return link
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+            raise ExpeditedError(f"the striker was not ready within {_START_SECONDS:g} s: see `expedited doctor`")
+        raise _CannotGate(process.returncode)
 
-    def _take(self, link: StrikerLink) -> None:
+    async def _dial_until(self, seconds: float, hopeless: Callable[[], bool]) -> StrikerLink | None:
+        """Dial again and again; None when it took too long, or there is nobody who could still begin to listen."""
+        give_up_at = asyncio.get_running_loop().time() + seconds
+        while True:
+            # In this order: one that ends may have made way for another that listens
+            no_hope = hopeless() or asyncio.get_running_loop().time() > give_up_at
+            link = self._dial()
+            if link is not None or no_hope:
+                return link
+            await asyncio.sleep(_DIAL_EVERY_SECONDS)
+
+    async def _take(self, link: StrikerLink) -> _Message:
+        """Make it ours; its status."""
         self._link = link
         self._lost.clear()
         asyncio.get_running_loop().add_reader(link.fileno(), self._read)
+        status = await self.ask("status")
+        self.pid, self.supervisor_pid = int(status["pid"]), int(status["supervisor_pid"])
+        self._let_go_of_supervisor()
+        with contextlib.suppress(ProcessLookupError):
+            self._supervisor = os.pidfd_open(self.supervisor_pid)
+        return status
+
+    def _supervisor_ended(self) -> bool:
+        """While it lives it brings up another gate, and a second striker would only be in its way."""
+        return self._supervisor < 0 or bool(select.select([self._supervisor], [], [], 0)[0])
+
+    def _let_go_of_supervisor(self) -> None:
+        if self._supervisor >= 0:
+            os.close(self._supervisor)
+            self._supervisor = -1
 
     def _hang_up(self) -> None:
         if self._link is not None:
@@ -210,22 +252,16 @@ class StrikerKeeper:
             asyncio.get_running_loop().remove_reader(self._link.fileno())
             self._lost.set()
 
-    async def _end(self, supervisor_pid: int) -> None:
+    async def _end(self) -> None:
         """SIGTERM, which opens the gate and lets the strikes in progress end; SIGKILL when that takes too long."""
-        if not supervisor_pid:
+        if self._supervisor < 0:
             return
-        try:
-            pidfd = os.pidfd_open(supervisor_pid)
-        except ProcessLookupError:
-            return
-        try:
-            for number in (signal.SIGTERM, signal.SIGKILL):
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(pidfd, number)
-                if await _readable(pidfd, _END_SECONDS):
-                    break
-        finally:
-            os.close(pidfd)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._supervisor, number)
+            if await _readable(self._supervisor, _END_SECONDS):
+                break
+        self._let_go_of_supervisor()
         if self._process is not None:
             await self._process.wait()
             self._process = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -14,7 +15,9 @@ __all__ = ["become_agent"]
 def become_agent(settings: AgentSettings) -> NoReturn:
     """Become the resident agent, which has none of the libraries that read the configuration in its memory."""
     sys.stdout.flush()
+    # From here on Ctrl-C is the agent's, which hears it as soon as it has ears
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     # Docstrings stay on disk; and glibc would give each of gRPC's threads an arena of its own, which costs more memory
     # than it ever saves time here (mallopt(3))
     environment = {"MALLOC_ARENA_MAX": "1", **os.environ}
-    os.execve(sys.executable, [sys.executable, "-OO", "-m", "expedited.agent", settings.to_json()], environment)
+    os.execve(sys.executable, [sys.executable, "-POO", "-m", "expedited.agent", settings.to_json()], environment)
