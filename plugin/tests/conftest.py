@@ -20,6 +20,8 @@ from expedited.demo.image import HOG_IMAGE, import_workloads
 from expedited.demo.leftovers import remove_cgroups
 from expedited.teardown.cgroup import hierarchies
 
+_V1_CONTROLLERS = ("memory", "pids", "cpu", "freezer")
+
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
@@ -129,24 +131,32 @@ class ScratchCgroup:
     def child(self, name: str) -> ScratchCgroup:
         """A cgroup below it, which goes with it."""
         directories = {key: directory / name for key, directory in self.directories.items()}
-        for directory in directories.values():
-            directory.mkdir()
-        return ScratchCgroup(self.version, f"{self.path}/{name}", directories)
+        return _scratch(self.version, directories, f"{self.path}/{name}")
 
 
 def _scratch(version: int, directories: dict[str, Path], path: str) -> ScratchCgroup:
-    for directory in directories.values():
+    for controller, directory in directories.items():
         directory.mkdir(exist_ok=True)
+        if controller == "cpuset":  # version 1's start empty, and take no process then
+            for name in ("cpuset.cpus", "cpuset.mems"):
+                (directory / name).write_text((directory.parent / name).read_text())
     return ScratchCgroup(version, path, directories)
+
+
+def _mounted_versions() -> list[int]:
+    """Of the cgroup versions, those that a container could be in here."""
+    mounts = hierarchies()
+    versions = [1] if all(name in mounts.controllers for name in _V1_CONTROLLERS) else []
+    return [*versions, 2] if mounts.unified is not None else versions
 
 
 @pytest.fixture
 def make_cgroup_v1() -> Iterator[Callable[[], ScratchCgroup]]:
-    """``make_cgroup_v1() -> ScratchCgroup`` in the memory, pids, cpu and freezer hierarchies; killed and removed after."""
+    """``make_cgroup_v1() -> ScratchCgroup`` in version 1's hierarchies; killed and removed after."""
     mounts = hierarchies().controllers
-    wanted = ("memory", "pids", "cpu", "freezer")
-    if os.geteuid() != 0 or not all(name in mounts for name in wanted):
-        pytest.skip("needs root and the version 1 hierarchies " + ", ".join(wanted))
+    if os.geteuid() != 0 or 1 not in _mounted_versions():
+        pytest.skip("needs root and the version 1 hierarchies " + ", ".join(_V1_CONTROLLERS))
+    wanted = [*_V1_CONTROLLERS, *(["cpuset"] if "cpuset" in mounts else [])]
     made: list[str] = []
 
     def make() -> ScratchCgroup:
@@ -170,6 +180,7 @@ def make_cgroup_v2() -> Iterator[Callable[[], ScratchCgroup]]:
     def make() -> ScratchCgroup:
         path = f"/expedited-test-{secrets.token_hex(4)}"
         made.append(path)
+        _enable_controllers(Path(root))
         return _scratch(2, {"unified": Path(root + path)}, path)
 
     yield make
@@ -177,8 +188,15 @@ def make_cgroup_v2() -> Iterator[Callable[[], ScratchCgroup]]:
         remove_cgroups(path)
 
 
-@pytest.fixture(params=["v1", "v2"])
+def _enable_controllers(directory: Path) -> None:
+    available = (directory / "cgroup.controllers").read_text().split()
+    for controller in ("memory", "pids", "cpu", "cpuset"):
+        if controller in available:
+            (directory / "cgroup.subtree_control").write_text(f"+{controller}")
+
+
+@pytest.fixture(params=_mounted_versions(), ids="v{}".format)
 def scratch_cgroup(request: pytest.FixtureRequest) -> ScratchCgroup:
-    """One scratch cgroup: the test runs once for each version that is mounted here."""
-    make: Callable[[], ScratchCgroup] = request.getfixturevalue(f"make_cgroup_{request.param}")
+    """One scratch cgroup: the test is there once for each version that is mounted here."""
+    make: Callable[[], ScratchCgroup] = request.getfixturevalue(f"make_cgroup_v{request.param}")
     return make()

@@ -60,7 +60,8 @@ def hierarchies() -> Hierarchies:
                 unified = unified or point
             else:
                 for option in rest.split()[-1].split(","):
-                    controllers.setdefault(option, point)
+                    if option not in ("rw", "ro"):
+                        controllers.setdefault(option, point)
     return Hierarchies(unified, controllers)
 
 
@@ -119,7 +120,7 @@ class Cgroup:
         """
         try:
             with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as lines:
-                paths = dict(_line_of_proc_cgroup(line) for line in lines)
+                paths = dict(pair for line in lines for pair in _line_of_proc_cgroup(line))
         except (FileNotFoundError, ProcessLookupError):
             raise CgroupGone(f"process {pid} does not exist") from None
         return cls._from_paths(paths)
@@ -186,7 +187,8 @@ class Cgroup:
     def pids(self) -> list[int]:
         """Every process of the cgroup and its descendants; empty when the cgroup is gone.
 
-        A process of another pid namespace than ours shows as 0 and is left out: it can't be named from here.
+        A process that our pid namespace does not see can't be named from here: it shows as 0 and is left out (version 2),
+        or does not show at all (version 1).
         """
         found: list[int] = []
         pending = [self.procs_dir]
@@ -243,15 +245,36 @@ class Cgroup:
             return error.errno == errno.ENODEV
         return True
 
-    def freeze(self, frozen: bool) -> bool:
-        """Hold every process still (version 1's freezer), or let them go again; False where that can't be done."""
+    def freeze(self) -> bool:
+        """Hold every process still (version 1's freezer); False where that can't be done."""
         if self.freezer_dir is None:
             return False
         try:
-            _write(self.freezer_dir + "/freezer.state", b"FROZEN" if frozen else b"THAWED")
+            _write(self.freezer_dir + "/freezer.state", b"FROZEN")
         except OSError:
             return False
         return True
+
+    def thaw(self) -> bool:
+        """Let everybody go who is held still, in it and below, so that they take the SIGKILL that they have.
+
+        Version 1 only: on version 2 a SIGKILL reaches the frozen, too.
+
+        Returns:
+            Whether anybody was held.
+        """
+        held = False
+        pending = [self.freezer_dir] if self.freezer_dir is not None else []
+        while pending:
+            directory = pending.pop()
+            pending += _children(directory)
+            try:
+                if _read(directory + "/freezer.state") != b"THAWED\n":
+                    _write(directory + "/freezer.state", b"THAWED")
+                    held = True
+            except OSError:
+                continue  # removed meanwhile
+        return held
 
     def drop_page_cache(self) -> int:
         """Give back the clean page cache that is charged to it, before the runtime removes the cgroup.
@@ -297,17 +320,17 @@ class Cgroup:
         mounts = hierarchies()
         own = []
         with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as lines:
-            for controller, path in map(_line_of_proc_cgroup, lines):
+            for controller, path in (pair for line in lines for pair in _line_of_proc_cgroup(line)):
                 root = mounts.controllers.get(controller) if controller else mounts.unified
                 if root is not None:
                     own.append((root + path).rstrip("/"))
         return own
 
 
-def _line_of_proc_cgroup(line: str) -> tuple[str, str]:
-    """``4:cpu,cpuacct:/a/b`` to its first controller (empty: version 2) and its path (cgroups(7))."""
+def _line_of_proc_cgroup(line: str) -> list[tuple[str, str]]:
+    """``4:cpu,cpuacct:/a/b`` to its controllers (an empty one: version 2), each with the path (cgroups(7))."""
     _, controllers, path = line.rstrip("\n").split(":", 2)
-    return controllers.split(",")[0], path
+    return [(controller, path) for controller in controllers.split(",")]
 
 
 def _read(path: str) -> bytes:
@@ -335,7 +358,9 @@ def _write(path: str, text: bytes) -> None:
 def _read_pids(path: str) -> list[int]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise  # not to be taken for "nobody is there"
         return []
     parts = []
     try:

@@ -8,6 +8,8 @@ from typing import Any
 
 __all__ = ["Mode", "Order", "PageCache", "Policy"]
 
+_LONGEST_SECONDS = 3600
+
 
 class Mode(StrEnum):
     """What the agent does when the runtime kills a container."""
@@ -60,8 +62,18 @@ class Policy:
 
         Raises:
             ValueError: a value is none of those that the field takes.
-            TypeError: a key is no field of a policy.
+            TypeError: a key is no field of a policy, or this is no policy at all.
         """
+        if not isinstance(data, dict):
+            raise TypeError("a policy is an object with fields")
         kinds: dict[str, Any] = {"mode": Mode, "page_cache": PageCache, "order": Order}
         values: dict[str, Any] = {name: kinds.get(name, lambda value: value)(value) for name, value in data.items()}
-        return cls(**values)
+        policy = cls(**values)
+        # A wrong type would be found out in the middle of a strike
+        if type(policy.boost) is not bool:
+            raise ValueError(f"boost {policy.boost!r}: give true or false")
+        if type(policy.min_size_bytes) is not int or policy.min_size_bytes < 0:
+            raise ValueError(f"min_size_bytes {policy.min_size_bytes!r}: give a whole number of bytes")
+        if type(policy.deadline_seconds) not in (int, float) or not 0 < policy.deadline_seconds <= _LONGEST_SECONDS:
+            raise ValueError(f"deadline_seconds {policy.deadline_seconds!r}: give seconds above 0 and up to an hour")
+        return policy

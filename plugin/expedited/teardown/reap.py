@@ -12,12 +12,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from queue import SimpleQueue
 
-from expedited.teardown.linux import be_realtime, process_mrelease
+from expedited.teardown.linux import REAP_KILL, be_realtime, process_mrelease
 from expedited.teardown.report import Fate
-from expedited.teardown.roster import Victim
+from expedited.teardown.roster import Pidfd, Victim
 
 __all__ = ["REAPER_PRIORITY", "STRIKER_PRIORITY", "Reapers", "kill_and_reap", "reap", "reap_when_killed"]
 
@@ -32,10 +33,10 @@ _RETRY_SECONDS = 0.0005
 _PATIENCE_SECONDS = 2.0
 
 
-def _signal(victim: Victim) -> None:
+def _signal(victim: Victim, pidfd: int) -> None:
     victim.signalled = True
     try:
-        signal.pidfd_send_signal(victim.pidfd, signal.SIGKILL)
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     except ProcessLookupError:
         pass  # it was quicker
 
@@ -51,9 +52,14 @@ def reap(victim: Victim, flags: int = 0, *, give_up_at: float | None = None) -> 
     Returns:
         REAPED, LOST_RACE, GONE, or None where the kernel kept saying no.
     """
+    with _reaping(victim) as pidfd:
+        return None if pidfd is None else _reap(victim, pidfd.number, flags, give_up_at)
+
+
+def _reap(victim: Victim, pidfd: int, flags: int, give_up_at: float | None = None) -> Fate | None:
     give_up_at = give_up_at or time.monotonic() + _PATIENCE_SECONDS
     while True:
-        code = process_mrelease(victim.pidfd, flags)
+        code = process_mrelease(pidfd, flags)
         if code == 0:
             victim.fate = Fate.REAPED
             return victim.fate
@@ -68,20 +74,22 @@ def reap(victim: Victim, flags: int = 0, *, give_up_at: float | None = None) -> 
 
 def kill_and_reap(victim: Victim, flags: int) -> Fate | None:
     """SIGKILL and reap, back to back, or in one call where ``flags`` has REAP_KILL."""
-    if flags & 1:
-        victim.signalled = True
-        code = process_mrelease(victim.pidfd, flags)
-        if code == 0:
-            victim.fate = Fate.REAPED
-            return victim.fate
-        if code == errno.ESRCH:
-            victim.fate = Fate.GONE
-            return victim.fate
-        # EAGAIN: killed, not reaped yet. EBUSY, EPERM, EINVAL: nobody was killed, so do it the old way. A second
-        # signal to a dying process is nothing, so both end here.
-        flags &= ~1
-    _signal(victim)
-    return reap(victim, flags)
+    with _reaping(victim) as pidfd:
+        if pidfd is None:
+            return None
+        if flags & REAP_KILL:
+            victim.signalled = True
+            code = process_mrelease(pidfd.number, flags)
+            if code == 0:
+                victim.fate = Fate.REAPED
+                return victim.fate
+            if code == errno.ESRCH:
+                victim.fate = Fate.GONE
+                return victim.fate
+            # EAGAIN: killed, not reaped yet. EBUSY, EPERM, EINVAL: nobody was killed, so do it the old way. A second
+            # signal to a dying process is nothing, so both end here.
+        _signal(victim, pidfd.number)
+        return _reap(victim, pidfd.number, flags & ~REAP_KILL)
 
 
 def reap_when_killed(victim: Victim, flags: int, *, give_up_at: float) -> Fate | None:
@@ -93,19 +101,31 @@ def reap_when_killed(victim: Victim, flags: int, *, give_up_at: float) -> Fate |
         As :func:`reap`; None when no SIGKILL had come by ``give_up_at``.
     """
     patient_from = time.monotonic() + 0.05
-    while True:
-        code = process_mrelease(victim.pidfd, flags)
-        if code not in (errno.EINVAL, errno.EAGAIN):
-            if code == 0:
-                victim.fate = Fate.REAPED
-            elif code == errno.ESRCH:
-                victim.fate = Fate.GONE if victim.has_exited() else Fate.LOST_RACE
-            return victim.fate
-        now = time.monotonic()
-        if now > give_up_at:
-            return None
-        # runc needs 2 to 5 ms from the gate to its signal, much longer where it waits for a CPU itself
-        time.sleep(0.0001 if now < patient_from else 0.001)
+    with _reaping(victim) as pidfd:
+        while pidfd is not None:
+            code = process_mrelease(pidfd.number, flags)
+            if code not in (errno.EINVAL, errno.EAGAIN):
+                if code == 0:
+                    victim.fate = Fate.REAPED
+                elif code == errno.ESRCH:
+                    victim.fate = Fate.GONE if victim.has_exited() else Fate.LOST_RACE
+                return victim.fate
+            now = time.monotonic()
+            if now > give_up_at:
+                return None
+            # runc needs 2 to 5 ms from the gate to its signal, much longer where it waits for a CPU itself
+            time.sleep(0.0001 if now < patient_from else 0.001)
+    return None
+
+
+@contextmanager
+def _reaping(victim: Victim) -> Iterator[Pidfd | None]:
+    """Keep the pidfd open while a reaper is at it, even if the strike ends meanwhile; None if it has."""
+    victim.being_reaped = True
+    try:
+        yield victim.pidfd
+    finally:
+        victim.being_reaped = False
 
 
 class Reapers:
@@ -143,4 +163,5 @@ class Reapers:
             try:
                 work()
             except OSError:
-                pass  # a pidfd that its strike closed at the deadline: that report says so already
+                pass  # what this one process says no to is in its report; the pool is there for the next
+            del work  # with it the pidfd

@@ -10,29 +10,55 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import select
 
 from expedited.teardown.cgroup import Cgroup
 from expedited.teardown.report import Fate
 
-__all__ = ["MOST_AT_ONCE", "Roster", "Victim"]
+__all__ = ["MOST_AT_ONCE", "Pidfd", "Roster", "Victim"]
 
 #: How many pidfds one strike holds at once; a fork bomb is taken in several bites.
 MOST_AT_ONCE = 4096
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+# Descriptors left free for everything else that a strike, and whoever called it, opens.
+_SPARE_DESCRIPTORS = 32
+_THREADS_LOOKED_AT = 8
+
+
+class Pidfd:
+    """A pidfd that is closed when the last reference to it goes, and not before.
+
+    A reaper may be in a system call with it when its strike ends. Were the number closed under it, it could be another
+    container's by the time that call begins.
+    """
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.close(self.number)
 
 
 class Victim:
-    """One process of the container, from when it was first seen until it has exited."""
+    """One process of the container, from when it was first seen until it has exited.
 
-    __slots__ = ("boosted", "fate", "pid", "pidfd", "rss_bytes", "signalled")
+    Attributes:
+        pidfd: None once the strike has let go of it. A thread other than the strike's own takes a reference first.
+        being_reaped: A reaper is at it; its ``fate`` may be about to change.
+    """
 
-    def __init__(self, pid: int, pidfd: int) -> None:
+    __slots__ = ("being_reaped", "boosted", "fate", "pid", "pidfd", "rss_bytes", "signalled")
+
+    def __init__(self, pid: int, pidfd: Pidfd) -> None:
         self.pid = pid
-        self.pidfd = pidfd
+        self.pidfd: Pidfd | None = pidfd
         self.rss_bytes: int | None = None
         self.fate: Fate | None = None
+        self.being_reaped = False
         self.signalled = False
         self.boosted = False
 
@@ -42,22 +68,38 @@ class Victim:
         Only before it is signalled: reading /proc of a dying process holds its mm, and with it the very memory that
         it should give back.
         """
-        try:
-            descriptor = os.open(f"/proc/{self.pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return
-        try:
-            self.rss_bytes = int(os.read(descriptor, 128).split(b" ", 2)[1]) * _PAGE
-        except (OSError, IndexError, ValueError):
-            pass
-        finally:
-            os.close(descriptor)
+        self.rss_bytes = _resident_bytes(f"/proc/{self.pid}/statm")
+        if self.rss_bytes == 0:
+            # A leader that has exited before its threads has no mm any more; they do.
+            try:
+                tids = os.listdir(f"/proc/{self.pid}/task")[:_THREADS_LOOKED_AT]
+            except OSError:
+                return
+            sizes = (_resident_bytes(f"/proc/{self.pid}/task/{tid}/statm") for tid in tids)
+            self.rss_bytes = next(filter(None, sizes), 0)
 
     def has_exited(self) -> bool:
         """Whether it is a zombie or gone: then its pidfd is readable (pidfd_open(2))."""
+        pidfd = self.pidfd
+        if pidfd is None:
+            return True
         poller = select.poll()
-        poller.register(self.pidfd, select.POLLIN)
+        poller.register(pidfd.number, select.POLLIN)
         return bool(poller.poll(0))
+
+
+def _resident_bytes(statm: str) -> int | None:
+    """The second field of proc_pid_statm(5), in bytes; None where there is no such process."""
+    try:
+        descriptor = os.open(statm, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return int(os.read(descriptor, 128).split(b" ", 2)[1]) * _PAGE
+    except (OSError, IndexError, ValueError):
+        return None
+    finally:
+        os.close(descriptor)
 
 
 class Roster:
@@ -83,29 +125,33 @@ class Roster:
             The newcomers. Empty when the cgroup holds nobody that was not known before.
         """
         living = self.living
-        opened: list[tuple[int, int]] = []
+        opened: list[tuple[int, Pidfd]] = []
+        # The kernel gives out the lowest number that is free, so a high one says how many are in use
+        highest = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_DESCRIPTORS
         for pid in self.cgroup.pids():
             if pid in living:
                 continue
             if len(opened) >= MOST_AT_ONCE:
                 break
             try:
-                opened.append((pid, os.pidfd_open(pid)))
+                pidfd = Pidfd(os.pidfd_open(pid))
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE):
-                    break  # strike those we have; the next round takes the rest
-                # ESRCH: it is gone; EINVAL: a thread's number, so not the process that was listed
+                    break
+                continue  # ESRCH: it is gone; EINVAL: a thread's number, so not the process that was listed
+            opened.append((pid, pidfd))
+            if pidfd.number >= highest:
+                break  # strike those we have; the next round takes the rest
         if not opened:
             return []
         members = set(self.cgroup.pids())
         newcomers = []
         for pid, pidfd in opened:
             if pid not in members:
-                os.close(pidfd)  # moved away, or died: not ours to strike
-                continue
+                continue  # moved away, or died: not ours to strike
             victim = living[pid] = Victim(pid, pidfd)
-            self._by_descriptor[pidfd] = victim
-            self._poller.register(pidfd, select.POLLIN)
+            self._by_descriptor[pidfd.number] = victim
+            self._poller.register(pidfd.number, select.POLLIN)
             newcomers.append(victim)
         return newcomers
 
@@ -115,8 +161,6 @@ class Roster:
         Returns:
             Whether anybody exited.
         """
-        if not self.living:
-            return False
         dead = self._poller.poll(timeout_seconds * 1000)
         for descriptor, _ in dead:
             victim = self._by_descriptor.pop(descriptor)
@@ -128,13 +172,9 @@ class Roster:
     def close(self) -> None:
         """Let go of every pidfd."""
         for victim in [*self.living.values(), *self.exited]:
-            if victim.pidfd >= 0:
-                os.close(victim.pidfd)
-                victim.pidfd = -1
+            victim.pidfd = None
 
     def close_exited(self) -> None:
         """Let go of the pidfds of the dead, so that a fork bomb's can't use up the descriptors."""
         for victim in self.exited:
-            if victim.pidfd >= 0:
-                os.close(victim.pidfd)
-                victim.pidfd = -1
+            victim.pidfd = None

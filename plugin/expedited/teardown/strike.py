@@ -33,6 +33,9 @@ _PATIENT_SWEEPS = 3
 #: How long a kill may wait for a thread of the pool.
 _HAND_OVER_SECONDS = 0.002
 _PROCESSES_REPORTED = 64
+_SWEEPS_REPORTED = 16
+#: How long a report waits for a reaper to say what became of a process that is gone.
+_VERDICT_SECONDS = 0.05
 
 
 class Strike:
@@ -81,6 +84,7 @@ class Strike:
         self._dropped_bytes = 0
         self._sweeps = 0
         self._flags = 0
+        self._follow_until = float("inf")
         self._skipped = ""
         self._watch = MemoryWatch(cgroup)
 
@@ -144,6 +148,8 @@ class Strike:
             victim.signalled = True
         self._signalled = self._now()
         self._step(f"SIGKILL sent to {len(victims)} processes, {len(large)} of them being reaped")
+        if self.cgroup.thaw():
+            self._step("it was frozen: let go, to die")
         for victim in later:
             self._reapers.submit(lambda victim=victim: reap(victim, self._flags))  # type: ignore[misc]
 
@@ -151,6 +157,8 @@ class Strike:
         """Signal nothing: have each reaper ask until the runtime's own SIGKILL is there."""
         assert self._reapers is not None
         give_up_at = time.monotonic() + min(_FOLLOW_SECONDS, self.policy.deadline_seconds)
+        if mrelease_support().available:
+            self._follow_until = give_up_at
 
         def follow(victim: Victim) -> None:
             reap_when_killed(victim, self._flags, give_up_at=give_up_at)
@@ -186,8 +194,9 @@ class Strike:
 
     def _send(self, victim: Victim) -> None:
         victim.signalled = True
+        assert victim.pidfd is not None
         with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(victim.pidfd, signal.SIGKILL)
+            signal.pidfd_send_signal(victim.pidfd.number, signal.SIGKILL)
 
     # -- the second part: until it is gone -----------------------------------------------------------------------------
 
@@ -205,7 +214,8 @@ class Strike:
                 outcome, reason = Outcome.DEADLINE, f"{len(self._roster.living)} processes are still there"
             else:
                 outcome, reason = Outcome.STRUCK, ""
-            if outcome is Outcome.STRUCK and self.policy.page_cache is PageCache.DROP and not self._dropped_bytes:
+            if outcome is Outcome.STRUCK and self.policy.page_cache is PageCache.DROP:
+                # Once more: what was mapped by the last to die could not be had before
                 self._drop_page_cache()
             return self._report(outcome, reason, gone)
         finally:
@@ -236,6 +246,9 @@ class Strike:
                 return gone
             if not boosted or (self.policy.boost and not self._observing and self._boost_is_timed()):
                 boosted = self._boost_the_dying()
+            if time.monotonic() > self._follow_until and not self._any_signalled():
+                self._step("the runtime has killed nobody")
+                return None
             if time.monotonic() > deadline:
                 self._step("deadline")
                 return None
@@ -267,6 +280,7 @@ class Strike:
         """Whether the cgroup is empty; if somebody was forked meanwhile, strike them too."""
         if self.cgroup.is_empty():
             return True
+        self._roster.close_exited()
         newcomers = self._roster.enrol()
         if self._observing or self.order is Order.FOLLOW:
             # The runtime's kill, and the kernel, take these: an exiting init takes its pid namespace along.
@@ -279,28 +293,29 @@ class Strike:
 
     def _sweep(self, newcomers: list[Victim]) -> None:
         self._sweeps += 1
-        self._step(f"sweep {self._sweeps}: {len(newcomers)} more processes")
-        self._roster.close_exited()
+        if self._sweeps <= _SWEEPS_REPORTED:
+            self._step(f"sweep {self._sweeps}: {len(newcomers)} more processes")
         if self.cgroup.kill():
             for victim in newcomers:
                 victim.signalled = True
             return
         # Version 1 has no cgroup.kill. What forks faster than we signal is held still while it is being signalled;
         # a frozen process takes its SIGKILL when it is let go.
-        frozen = self._sweeps > _PATIENT_SWEEPS and self.cgroup.freeze(True)
+        frozen = self._sweeps > _PATIENT_SWEEPS and self.cgroup.freeze()
         try:
             while newcomers:
                 for victim in newcomers:
                     self._send(victim)
                 newcomers = self._roster.enrol() if frozen else []
         finally:
-            if frozen:
-                self.cgroup.freeze(False)
+            self.cgroup.thaw()
         self._signalled = self._now()
 
     def _drop_page_cache(self) -> None:
-        self._dropped_bytes = self.cgroup.drop_page_cache()
-        self._step(f"page cache dropped: {self._dropped_bytes} bytes")
+        dropped = self.cgroup.drop_page_cache()
+        if dropped:
+            self._dropped_bytes += dropped
+            self._step(f"page cache dropped: {dropped} bytes")
 
     # -- the receipt ---------------------------------------------------------------------------------------------------
 
@@ -312,6 +327,10 @@ class Strike:
 
     def _report(self, outcome: Outcome, reason: str, gone: float | None) -> Report:
         everybody = [*self._roster.living.values(), *self._roster.exited]
+        # The exit is seen here before the reaper that brought it about has come back from its system call
+        patience_ends = time.monotonic() + _VERDICT_SECONDS
+        while any(victim.being_reaped for victim in self._roster.exited) and time.monotonic() < patience_ends:
+            time.sleep(0.0002)
         everybody.sort(key=lambda victim: -(victim.rss_bytes or 0))
         living = set(self._roster.living)
         processes = tuple(

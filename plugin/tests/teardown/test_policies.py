@@ -1,0 +1,343 @@
+"""What the policy says is what happens: modes, orders, sizes, page cache, boost, deadline."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expedited.teardown import Cgroup, Fate, Mode, Order, Outcome, PageCache, Policy, Reapers, Report, Strike, strike
+from expedited.teardown import reap as reap_module
+from expedited.teardown.linux import MreleaseSupport
+
+strike_module = importlib.import_module("expedited.teardown.strike")  # the package's `strike` is the function
+
+MIB = 1 << 20
+
+
+class Runtime(threading.Thread):
+    """Kills a process a little later, as the runtime does once it is through the gate."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__()
+        self.pid = pid
+        self.killed_at = 0.0
+        self.start()
+
+    def run(self) -> None:
+        time.sleep(0.2)
+        self.killed_at = time.time()
+        os.kill(self.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def memory_is_counted(scratch_cgroup: Any) -> bool:
+    return Cgroup.find(scratch_cgroup.path).memory_dir is not None
+
+
+def test_smaller_than_min_size_is_left_alone(
+    scratch_cgroup: Any, hog: Any, alive: Any, memory_is_counted: bool
+) -> None:
+    process = hog("--bytes", "8M", cgroup=scratch_cgroup)
+    report = strike(Cgroup.find(scratch_cgroup.path), Policy(min_size_bytes=64 * MIB))
+    if memory_is_counted:
+        assert (report.outcome, report.order, report.process_count) == (Outcome.SKIPPED, "", 0)
+        assert report.reason.startswith("smaller than min-size (8")
+        assert alive(process.pid)
+    else:  # what can't be measured can't be too small
+        assert report.outcome is Outcome.STRUCK
+
+
+def test_larger_than_min_size_is_struck(scratch_cgroup: Any, hog: Any) -> None:
+    hog("--bytes", "16M", cgroup=scratch_cgroup)
+    assert strike(Cgroup.find(scratch_cgroup.path), Policy(min_size_bytes=16 * MIB)).outcome is Outcome.STRUCK
+
+
+def test_observe_touches_nothing_and_measures_the_runtimes_kill(
+    scratch_cgroup: Any, hog: Any, memory_is_counted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = hog("--bytes", "32M", "--children", "0", cgroup=scratch_cgroup)
+    touched: list[object] = []
+    monkeypatch.setattr("signal.pidfd_send_signal", lambda *words: touched.append(words))
+    monkeypatch.setattr(reap_module, "process_mrelease", lambda *words: touched.append(words))
+    monkeypatch.setattr("expedited.teardown.cgroup._write", lambda *words: touched.append(words))
+    monkeypatch.setattr("expedited.teardown.boost._write", lambda *words: touched.append(words))
+    runtime = Runtime(process.pid)
+    report = strike(Cgroup.find(scratch_cgroup.path), Policy(mode=Mode.OBSERVE, page_cache=PageCache.DROP))
+    runtime.join()
+    assert (report.outcome, report.order, report.boosted, touched) == (Outcome.OBSERVED, "", (), [])
+    assert report.signalled_seconds is None
+    assert report.gone_seconds is not None
+    assert [one.fate for one in report.processes] == [Fate.GONE]
+    if memory_is_counted:
+        assert report.bytes_returned >= 32 * MIB
+        assert report.memory_back_seconds is not None
+
+
+def test_observe_gives_up_at_the_deadline(scratch_cgroup: Any, hog: Any, alive: Any) -> None:
+    process = hog("--bytes", "8M", cgroup=scratch_cgroup)
+    report = strike(Cgroup.find(scratch_cgroup.path), Policy(mode=Mode.OBSERVE, deadline_seconds=0.2))
+    assert (report.outcome, report.reason) == (Outcome.OBSERVED, "still running at the deadline")
+    assert (report.gone_seconds, [one.fate for one in report.processes]) == (None, [Fate.SURVIVED])
+    assert alive(process.pid)
+
+
+def follow(scratch: Any, pid: int, **policy: Any) -> Report:
+    with Reapers() as reapers:
+        one = Strike(
+            Cgroup.find(scratch.path),
+            Policy(order=Order.FOLLOW, min_size_bytes=0, **policy),
+            init_pid=pid,
+            runtime_kills=True,
+            reapers=reapers,
+        )
+        one.signal()
+        one.answered()
+        return one.finish()
+
+
+def test_follow_reaps_as_soon_as_the_runtime_has_killed_and_signals_nothing(
+    scratch_cgroup: Any, hog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = hog("--bytes", "64M", cgroup=scratch_cgroup)
+    signals: list[object] = []
+    monkeypatch.setattr("signal.pidfd_send_signal", lambda *words: signals.append(words))
+    runtime = Runtime(process.pid)
+    report = follow(scratch_cgroup, process.pid)
+    runtime.join()
+    assert (report.outcome, report.order, report.signalled_seconds, signals) == (Outcome.STRUCK, "follow", None, [])
+    assert report.answered_seconds is not None
+    assert report.processes[0].fate in (Fate.REAPED, Fate.LOST_RACE, Fate.GONE)
+    assert report.gone_seconds is not None
+    assert report.started_at + report.gone_seconds >= runtime.killed_at
+
+
+def test_follow_lets_go_when_the_runtime_kills_nobody(
+    scratch_cgroup: Any, hog: Any, alive: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strike_module, "_FOLLOW_SECONDS", 0.2)
+    process = hog("--bytes", "8M", cgroup=scratch_cgroup)
+    report = follow(scratch_cgroup, process.pid)  # long before its deadline of 30 s: the next kill must find it free
+    assert (report.outcome, report.reason) == (Outcome.SKIPPED, "the runtime's own SIGKILL did not come")
+    assert (report.boosted, [one.fate for one in report.processes]) == ((), [Fate.SURVIVED])
+    assert alive(process.pid)
+    assert os.sched_getscheduler(process.pid) == os.SCHED_OTHER
+
+
+@pytest.mark.parametrize("children", [0, 2])
+def test_order_auto_follows_for_a_lone_init_and_leads_for_a_tree(
+    scratch_cgroup: Any, hog: Any, children: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strike_module, "mrelease_support", lambda: MreleaseSupport(True, False, False))
+    process = hog("--bytes", "8M", "--children", children, cgroup=scratch_cgroup)
+    one = Strike(Cgroup.find(scratch_cgroup.path), Policy(), init_pid=process.pid, runtime_kills=True)
+    one.signal()
+    if not children:
+        os.kill(process.pid, signal.SIGKILL)
+    report = one.finish()
+    assert (report.outcome, report.order) == (Outcome.STRUCK, "lead" if children else "follow")
+
+
+def test_without_a_runtime_that_kills_the_only_order_is_lead(scratch_cgroup: Any, hog: Any) -> None:
+    process = hog("--bytes", "8M", cgroup=scratch_cgroup)
+    report = strike(Cgroup.find(scratch_cgroup.path), Policy(order=Order.FOLLOW), init_pid=process.pid)
+    assert (report.outcome, report.order) == (Outcome.STRUCK, "lead")
+
+
+def test_a_mm_that_says_not_now_is_asked_again(scratch_cgroup: Any, hog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EAGAIN comes from memory with a notifier that may sleep (a guest's, a device's), which a test has none of."""
+    answers = [errno.EAGAIN] * 3
+    real = reap_module.process_mrelease
+    monkeypatch.setattr(
+        reap_module, "process_mrelease", lambda pidfd, flags: answers.pop() if answers else real(pidfd, flags)
+    )
+    process = hog("--bytes", "64M", cgroup=scratch_cgroup)
+    report = strike(Cgroup.find(scratch_cgroup.path), init_pid=process.pid)
+    assert (report.outcome, answers) == (Outcome.STRUCK, [])
+    assert report.processes[0].fate in (Fate.REAPED, Fate.LOST_RACE, Fate.GONE)
+
+
+def test_a_kernel_without_process_mrelease_still_has_its_signals(
+    scratch_cgroup: Any, hog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strike_module, "mrelease_support", lambda: MreleaseSupport(False, False, False))
+    process = hog("--bytes", "8M", "--children", "2", cgroup=scratch_cgroup)
+    report = strike(Cgroup.find(scratch_cgroup.path), init_pid=process.pid)
+    assert report.outcome is Outcome.STRUCK
+    assert {one.fate for one in report.processes} == {Fate.KILLED}
+
+
+@pytest.mark.parametrize("page_cache", [PageCache.DROP, PageCache.KEEP, PageCache.AUTO])
+def test_page_cache_is_dropped_only_where_the_policy_says_so(
+    scratch_cgroup: Any, hog: Any, tmp_path: Path, page_cache: PageCache, memory_is_counted: bool
+) -> None:
+    file = tmp_path / "cached"
+    hog("--bytes", "8M", "--file", file, "--map", "32M", cgroup=scratch_cgroup)
+    report = strike(Cgroup.find(scratch_cgroup.path), Policy(page_cache=page_cache))
+    assert report.outcome is Outcome.STRUCK
+    if not memory_is_counted:
+        assert report.page_cache_dropped_bytes == 0
+        return
+    assert report.before is not None
+    assert report.after is not None
+    assert report.before.file_bytes >= 32 * MIB
+    if page_cache is PageCache.DROP:
+        assert report.page_cache_dropped_bytes >= 0.9 * 32 * MIB
+        assert report.after.file_bytes <= 0.1 * 32 * MIB
+    else:
+        assert report.page_cache_dropped_bytes == 0
+        assert report.after.file_bytes >= 0.9 * 32 * MIB
+
+
+def read_limits(scratch: Any) -> dict[str, str]:
+    names = ("cpu.cfs_quota_us", "cpu.shares", "cpu.rt_runtime_us", "cpu.max", "cpu.weight", "cpuset.cpus")
+    return {
+        f"{directory}/{name}": (directory / name).read_text()
+        for directory in scratch.directories.values()
+        for name in names
+        if (directory / name).exists()
+    }
+
+
+def narrow(scratch: Any) -> set[str]:
+    """Give it a small share, a quota and one CPU, where there is a controller for it; the names of what can be lifted."""
+    wanted = {
+        "cpu.cfs_quota_us": ("5000", "quota"),
+        "cpu.shares": ("2", "weight"),
+        "cpu.max": ("5000 100000", "quota"),
+        "cpu.weight": ("1", "weight"),
+        "cpuset.cpus": ("0", "cpuset"),
+    }
+    lifted = set()
+    for path in map(Path, read_limits(scratch)):
+        if path.name in wanted:
+            value, word = wanted[path.name]
+            path.write_text(value)
+            if word != "cpuset" or (os.cpu_count() or 1) > 1:
+                lifted.add(word)
+    return lifted
+
+
+def test_what_the_boost_lifts_is_put_back(scratch_cgroup: Any, hog: Any) -> None:
+    lifted = narrow(scratch_cgroup)
+    hog("--bytes", "8M", "--children", "2", "--threads", "1", cgroup=scratch_cgroup)
+    before = read_limits(scratch_cgroup)
+    report = strike(Cgroup.find(scratch_cgroup.path))
+    assert report.outcome is Outcome.STRUCK
+    assert set(report.boosted) - {"rt", "rt-bandwidth"} in (lifted, set())  # empty: gone before it could be boosted
+    assert read_limits(scratch_cgroup) == before
+
+
+def test_a_process_that_is_slow_to_die_is_boosted(scratch_cgroup: Any, hog: Any) -> None:
+    lifted = narrow(scratch_cgroup)
+    process = hog("--bytes", "8M", cgroup=scratch_cgroup)
+    while_boosted: dict[str, str] = {}
+    before = read_limits(scratch_cgroup)
+    one = Strike(Cgroup.find(scratch_cgroup.path), Policy(order=Order.LEAD, deadline_seconds=0.3), init_pid=process.pid)
+    # A victim that has its SIGKILL and does not go: nobody can make one, so the signal is left out
+    one._send = lambda victim: setattr(victim, "signalled", True)  # type: ignore[method-assign]
+    one._roster.enrol()
+    for victim in one._roster.living.values():
+        victim.signalled = True
+    one._boost_the_dying()
+    while_boosted.update(read_limits(scratch_cgroup))
+    policy = os.sched_getscheduler(process.pid)
+    boosted = set(one._boost.lifted)
+    one._boost.end()
+    one._reapers.close()  # type: ignore[union-attr]
+    one._roster.close()
+    one._watch.close()
+    assert boosted - {"rt", "rt-bandwidth"} == lifted
+    assert ("rt" in boosted) == (policy == os.SCHED_RR)
+    if lifted:
+        assert while_boosted != before
+    assert read_limits(scratch_cgroup) == before
+
+
+def test_without_boost_nothing_is_lifted(scratch_cgroup: Any, hog: Any) -> None:
+    narrow(scratch_cgroup)
+    hog("--bytes", "8M", "--children", "2", cgroup=scratch_cgroup)
+    before = read_limits(scratch_cgroup)
+    report = strike(Cgroup.find(scratch_cgroup.path), Policy(boost=False))
+    assert (report.outcome, report.boosted) == (Outcome.STRUCK, ())
+    assert read_limits(scratch_cgroup) == before
+
+
+def test_the_deadline_ends_a_strike_that_nobody_dies_of(
+    scratch_cgroup: Any, hog: Any, alive: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unkillable process (D state) can't be made at will: the signals are lost instead."""
+    monkeypatch.setattr("signal.pidfd_send_signal", lambda *_: None)
+    monkeypatch.setattr(Cgroup, "kill", lambda self: True)
+    monkeypatch.setattr(reap_module, "process_mrelease", lambda *_: errno.EINVAL)
+    process = hog("--bytes", "8M", cgroup=scratch_cgroup)
+    report = strike(Cgroup.find(scratch_cgroup.path), Policy(deadline_seconds=0.3, boost=False))
+    assert (report.outcome, report.reason) == (Outcome.DEADLINE, "1 processes are still there")
+    assert [one.fate for one in report.processes] == [Fate.SURVIVED]
+    assert report.gone_seconds is None
+    assert report.steps[-1].what == "deadline"
+    assert alive(process.pid)
+
+
+def test_the_calling_thread_is_as_it_was(scratch_cgroup: Any, hog: Any) -> None:
+    hog("--bytes", "8M", cgroup=scratch_cgroup)
+    before = (os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0))
+    assert strike(Cgroup.find(scratch_cgroup.path)).outcome is Outcome.STRUCK
+    after = (os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0))
+    assert after == before
+
+
+def test_the_caller_is_told_when_the_signals_are_out(scratch_cgroup: Any, hog: Any) -> None:
+    hog("--bytes", "8M", cgroup=scratch_cgroup)
+    told: list[float] = []
+    report = strike(Cgroup.find(scratch_cgroup.path), on_signalled=lambda: told.append(time.time()))
+    assert len(told) == 1
+    assert report.gone_seconds is not None
+    assert told[0] <= report.started_at + report.gone_seconds + 0.01
+
+
+def test_a_report_survives_the_journey_as_json(scratch_cgroup: Any, hog: Any) -> None:
+    hog("--bytes", "8M", "--children", "2", cgroup=scratch_cgroup)
+    report = strike(Cgroup.find(scratch_cgroup.path), container_id="c1", trigger="test")
+    assert Report.from_json(json.loads(json.dumps(report.to_json()))) == report
+    newer = {**report.to_json(), "a_field_of_a_later_version": 1}
+    assert Report.from_json(newer) == report
+    assert [step.at_seconds for step in report.steps] == sorted(step.at_seconds for step in report.steps)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mode": "maim"},
+        {"order": 3},
+        {"page_cache": None},
+        {"boost": "no"},
+        {"min_size_bytes": "1M"},
+        {"min_size_bytes": -1},
+        {"min_size_bytes": True},
+        {"deadline_seconds": "soon"},
+        {"deadline_seconds": 0},
+        {"deadline_seconds": float("nan")},
+        {"deadline_seconds": float("inf")},
+        {"no_such_field": 1},
+        [],
+        "strike",
+    ],
+)
+def test_a_malformed_policy_is_refused(wrong: Any) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        Policy.from_json(wrong)
+
+
+def test_a_policy_survives_the_journey_as_json() -> None:
+    policy = Policy(Mode.COMPARE, PageCache.DROP, False, 5, Order.FOLLOW, 2.5)
+    assert Policy.from_json(json.loads(json.dumps(policy.to_json()))) == policy
+    assert Policy.from_json({}) == Policy()
