@@ -226,6 +226,7 @@ class Inherited:
     def __init__(self, name: str = "expedited", idx: str = "10") -> None:
         self.theirs, ours = socket.socketpair()
         self.descriptor = ours.detach()
+        os.set_inheritable(self.descriptor, True)  # or it would not have got through the runtime's exec
         self.environ = {
             "NRI_PLUGIN_SOCKET": str(self.descriptor),
             "NRI_PLUGIN_NAME": name,
