@@ -1,0 +1,56 @@
+"""Whether anybody listens at a unix socket."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+__all__ = ["ANSWER_SECONDS", "Door", "Knock", "knock"]
+
+#: How long anybody has to answer: the whole examination is to take less than three seconds, whatever hangs.
+ANSWER_SECONDS = 0.6
+
+_UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
+
+
+class Door(Enum):
+    """What is at a path, as a person would say it."""
+
+    OPEN = "listening"
+    ABSENT = "not there"
+    NOT_A_SOCKET = "not a socket"
+    DESERTED = "there, and nobody listens"
+    BUSY = "there, and whoever listens does not answer"
+    CLOSED = "closed to this user"
+
+
+@dataclass(frozen=True, slots=True)
+class Knock:
+    """What came of it; ``pid`` is who listens, or 0 where that can't be told."""
+
+    door: Door
+    pid: int = 0
+
+
+def knock(path: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> Knock:
+    """Connect and hang up."""
+    try:
+        if not Path(path).is_socket():
+            # is_socket() takes a broken link and a missing directory for "no"
+            return Knock(Door.NOT_A_SOCKET if Path(path).exists() else Door.ABSENT)
+        with socket.socket(socket.AF_UNIX, kind) as visitor:
+            visitor.settimeout(ANSWER_SECONDS)
+            visitor.connect(path)
+            pid, _, _ = _UCRED.unpack(visitor.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            return Knock(Door.OPEN, pid)
+    except PermissionError:
+        return Knock(Door.CLOSED)
+    except ConnectionRefusedError:
+        return Knock(Door.DESERTED)
+    except (TimeoutError, BlockingIOError):
+        return Knock(Door.BUSY)  # its queue of connections is full
+    except OSError:
+        return Knock(Door.NOT_A_SOCKET)  # EPROTOTYPE: a socket, but of another kind; or a path too long for one
