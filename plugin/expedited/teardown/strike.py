@@ -9,7 +9,6 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 from expedited.teardown.boost import Boost
 from expedited.teardown.cgroup import Cgroup
@@ -195,8 +194,10 @@ class Strike:
     def _send(self, victim: Victim) -> None:
         victim.signalled = True
         assert victim.pidfd is not None
-        with suppress(ProcessLookupError):
+        try:  # suppress() would make a hundred signals a quarter slower
             signal.pidfd_send_signal(victim.pidfd.number, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # it was quicker
 
     # -- the second part: until it is gone -----------------------------------------------------------------------------
 
