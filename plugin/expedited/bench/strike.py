@@ -49,11 +49,9 @@ _WARM_UP = 2
 _REPORT_SECONDS = 30.0
 _POLICY = Policy(page_cache=PageCache.KEEP, min_size_bytes=0)
 
-# What the runtime does at the gate, by a shell: run as `runc kill ID 9` it opens the state file, then kills.
-_RUNTIME = """exec 3< "$STATE_FILE"
-kill -9 "$INIT_PID" 2> /dev/null
-exit 0
-"""
+# What the runtime does at the gate, by a shell that is run as `runc start ID` and `runc kill ID 9`
+_START = 'exec 3< "$STATE_FILE"\n'
+_KILL = _START + 'kill -9 "$INIT_PID" 2> /dev/null; exit 0\n'
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +195,8 @@ def _by_gate(options: StrikeOptions, progress: Progress) -> Signalling:
     with scratch_directory() as scratch:
         root = scratch / "state"
         root.mkdir()
-        (scratch / "kill").write_text(_RUNTIME)
+        (scratch / "start").write_text(_START)
+        (scratch / "kill").write_text(_KILL)
         policy = json.dumps({"min_size_bytes": 0, "page_cache": "keep"})
         with striker(scratch, root, f"--policy={policy}") as link:
             for number in range(-_WARM_UP, options.runs):
@@ -223,13 +222,9 @@ def _runtime_kills(link: StrikerLink, root: Path, container_id: str, victims: Cr
     state_file.write_text(json.dumps(state))
     if not link.ask("watch", id=container_id)["marked"]:
         raise ExpeditedError(f"{directory}: the striker does not gate it")
-    subprocess.run(
-        ["runc", "kill", container_id, "9"],
-        executable="/bin/sh",
-        cwd=root.parent,
-        env={"STATE_FILE": str(state_file), "INIT_PID": str(victims.pid)},
-        check=True,
-    )
+    environment = {"STATE_FILE": str(state_file), "INIT_PID": str(victims.pid)}
+    for words in (("start", container_id), ("kill", container_id, "9")):
+        subprocess.run(["runc", *words], executable="/bin/sh", cwd=root.parent, env=environment, check=True)
     give_up_at = time.monotonic() + _REPORT_SECONDS
     while (left := give_up_at - time.monotonic()) > 0:
         message = link.receive(left)
