@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 
+from expedited.api.client import ApiClient
 from expedited.demo.cri import ContainerSpec, Pod, PodSpec
 from expedited.demo.daemon import PrivateContainerd
 from expedited.demo.image import HOG_IMAGE, import_workloads
@@ -200,3 +206,110 @@ def scratch_cgroup(request: pytest.FixtureRequest) -> ScratchCgroup:
     """One scratch cgroup: the test is there once for each version that is mounted here."""
     make: Callable[[], ScratchCgroup] = request.getfixturevalue(f"make_cgroup_v{request.param}")
     return make()
+
+
+class AgentProcess:
+    """``expedited run``, and the command line that asks it.
+
+    Args:
+        run_dir: Its own; the path must be short.
+        flags: Of ``expedited run``.
+    """
+
+    program = Path(sys.executable).with_name("expedited")
+
+    def __init__(self, run_dir: Path, *flags: str) -> None:
+        self.run_dir = run_dir
+        self.socket = run_dir / "expedited.sock"
+        self.log_path = run_dir / f"agent-{secrets.token_hex(3)}.log"
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [self.program, "run", f"--run-dir={run_dir}", "--metrics-address=", "--log-level=debug", *flags],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.environment(),
+                start_new_session=True,
+            )
+
+    @staticmethod
+    def environment() -> dict[str, str]:
+        """Ours, but for what would configure the agent."""
+        return {name: value for name, value in os.environ.items() if not name.startswith(("EXPEDITED_", "NRI_"))}
+
+    def log(self) -> list[dict[str, Any]]:
+        """Every line of its log, and of its striker's, so far."""
+        return [json.loads(line) for line in self.log_path.read_text().splitlines() if line.startswith("{")]
+
+    def told(self, event: str) -> list[dict[str, Any]]:
+        """The log's lines with these words in their event."""
+        return [line for line in self.log() if event in line["event"]]
+
+    def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """One command against this agent."""
+        return subprocess.run(
+            [self.program, *arguments, f"--run-dir={self.run_dir}"],
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env=self.environment(),
+        )
+
+    def json(self, *arguments: str) -> list[dict[str, Any]]:
+        """What a command prints with ``--json``, an object a line."""
+        answer = self.cli(*arguments, "--json")
+        assert answer.returncode == 0, answer.stderr
+        return [json.loads(line) for line in answer.stdout.splitlines()]
+
+    def ask(self) -> ApiClient:
+        """A connection to its control API."""
+        return ApiClient(str(self.socket))
+
+    def wait(self, condition: Callable[[], object], what: str, timeout_seconds: float = 30.0) -> None:
+        """Until it is so; the agent's end is the end of waiting, too."""
+        give_up_at = time.monotonic() + timeout_seconds
+        while not condition():
+            assert self.process.poll() is None, f"the agent has ended:\n{self.log_path.read_text()}"
+            assert time.monotonic() < give_up_at, f"{what}; its log:\n{self.log_path.read_text()}"
+            time.sleep(0.02)
+
+    def wait_told(self, event: str, times: int = 1) -> None:
+        """Until the log has these words so many times."""
+        self.wait(lambda: len(self.told(event)) >= times, f"it never said {event!r}")
+
+    def close(self) -> None:
+        """SIGTERM; it and its striker end in order."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            assert self.process.wait(30) == 0, self.log_path.read_text()
+            assert "Traceback" not in self.log_path.read_text()
+        finally:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture
+def run_dir() -> Iterator[Path]:
+    """An agent's directory. Not under pytest's own: the paths of sockets must be short."""
+    with tempfile.TemporaryDirectory(prefix="expedited-run-") as directory:
+        Path(directory).chmod(0o700)
+        yield Path(directory)
+
+
+@pytest.fixture
+def start_agent(run_dir: Path) -> Iterator[Callable[..., AgentProcess]]:
+    """``start_agent(*flags, ready=True) -> AgentProcess``: with no runtime unless flags say so; ended after the test."""
+    agents: list[AgentProcess] = []
+
+    def start(*flags: str, ready: bool = True, run_dir: Path = run_dir) -> AgentProcess:
+        agent = AgentProcess(run_dir, "--nri-socket=", "--containerd-socket=", *flags)
+        agents.append(agent)
+        if ready:
+            agent.wait_told("the kill gate is up")
+        return agent
+
+    yield start
+    for agent in reversed(agents):
+        agent.close()

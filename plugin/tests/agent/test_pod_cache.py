@@ -1,0 +1,143 @@
+"""What a pod that goes leaves in the page cache, in real cgroups."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expedited.agent.pod_cache import PodCache
+from expedited.sighting import Container, Sighting, State
+from expedited.teardown.cgroup import Cgroup
+from expedited.teardown.policy import Mode, PageCache, Policy
+
+MakeCgroup = Callable[[], Any]
+FILE_BYTES = 8 << 20
+
+
+@contextmanager
+def reader_in(cgroup: Any, file: Path) -> Iterator[int]:
+    """A process in the cgroup that has filled the page cache with the file, and waits."""
+    file.write_bytes(os.urandom(FILE_BYTES))
+    descriptor = os.open(file, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+    program = "import sys; sys.stdin.readline(); open(sys.argv[1], 'rb').read(); print('read', flush=True); input()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        cgroup.add(process.pid)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "read\n"
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+def container(pid: int, policy: Policy | None = None) -> Container:
+    seen = Sighting("c1", sandbox_id="s1", sandbox=False, pid=pid, state=State.RUNNING)
+    return Container(seen, policy or Policy(), (), {})
+
+
+@pytest.fixture
+def pod(make_cgroup_v1: MakeCgroup) -> Any:
+    """With a version that has a memory controller here."""
+    return make_cgroup_v1()
+
+
+@pytest.fixture
+def cache_file() -> Iterator[Path]:
+    # On a disk: what is in tmpfs is no page cache that could be dropped
+    path = Path(f"/var/tmp/expedited-test-cache-{os.getpid()}")
+    yield path
+    path.unlink(missing_ok=True)
+
+
+def cached_bytes(pod: Any) -> int:
+    memory = Cgroup.find(pod.path).memory()
+    assert memory is not None
+    return memory.file_bytes
+
+
+async def end_container(pod: Any, file: Path, cache: PodCache, known: Callable[[int], Container]) -> None:
+    """A container of the pod lives, is learnt, and goes: its cache moves up to the pod."""
+    main = pod.child("main")
+    with reader_in(main, file) as pid:
+        await cache.learn(known(pid))
+    for directory in main.directories.values():
+        directory.rmdir()
+    assert cached_bytes(pod) >= FILE_BYTES // 2
+
+
+async def test_the_cache_of_a_pod_that_has_gone_is_given_back(pod: Any, cache_file: Path) -> None:
+    cache = PodCache()
+    await end_container(pod, cache_file, cache, container)
+    before = cached_bytes(pod)
+
+    await cache.drop("s1")
+
+    assert cached_bytes(pod) < before // 10
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [Policy(page_cache=PageCache.KEEP), Policy(mode=Mode.OBSERVE), Policy(mode=Mode.OFF)],
+    ids=["keep", "observe", "off"],
+)
+async def test_a_policy_that_says_so_keeps_it(pod: Any, cache_file: Path, policy: Policy) -> None:
+    cache = PodCache()
+    await end_container(pod, cache_file, cache, lambda pid: container(pid, policy))
+    before = cached_bytes(pod)
+
+    await cache.drop("s1")
+
+    assert cached_bytes(pod) >= before // 2
+
+
+async def test_a_pod_in_which_somebody_lives_is_left_alone(pod: Any, cache_file: Path) -> None:
+    cache = PodCache()
+    await end_container(pod, cache_file, cache, container)
+    before = cached_bytes(pod)
+    sleeper = subprocess.Popen(["sleep", "1000"])
+    try:
+        pod.add(sleeper.pid)
+        await cache.drop("s1")
+        assert cached_bytes(pod) >= before // 2
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+async def test_what_was_forgotten_or_never_learnt_is_left_alone(pod: Any, cache_file: Path) -> None:
+    cache = PodCache()
+    await end_container(pod, cache_file, cache, container)
+    before = cached_bytes(pod)
+    cache.forget("s1")
+    await cache.drop("s1")
+    await cache.drop("s2")
+    assert cached_bytes(pod) >= before // 2
+
+
+async def test_a_container_that_has_ended_or_is_a_sandbox_teaches_nothing() -> None:
+    cache = PodCache()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    await cache.learn(container(ended.pid))
+    sandbox = container(os.getpid())
+    await cache.learn(replace(sandbox, seen=replace(sandbox.seen, sandbox=True)))
+    assert not cache._cgroups
