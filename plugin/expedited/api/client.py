@@ -85,10 +85,10 @@ class ApiClient:
             finally:
                 call.cancel()
 
-    def status(self) -> pb.Status:
+    def status(self, *, timeout_seconds: float = _ANSWER_SECONDS) -> pb.Status:
         """How the agent is."""
         with self._one_line_errors():
-            status: pb.Status = self._stub.GetStatus(pb.GetStatusRequest(), timeout=_ANSWER_SECONDS)
+            status: pb.Status = self._stub.GetStatus(pb.GetStatusRequest(), timeout=timeout_seconds)
             return status
 
     @contextmanager

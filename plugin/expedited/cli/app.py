@@ -172,7 +172,7 @@ def doctor(config: _Config = None, run_dir: _RunDir = None, json: _Json = False)
     """Check what this machine offers: what was found, what it costs if missing, how to get it."""
     from expedited.cli.doctor import run_doctor
 
-    raise typer.Exit(run_doctor(_settings(config, **{"run-dir": run_dir}), json=json))
+    raise typer.Exit(run_doctor(_settings(config, **{"run-dir": run_dir}), json=json, config=config))
 
 
 @app.command()

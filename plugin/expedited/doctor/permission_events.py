@@ -87,7 +87,7 @@ def _events(found: str, level: Level) -> Finding:
     )
 
 
-def _execution(seen: _Seen, can_hold: bool, code: int) -> Finding:
+def _execution(seen: _Seen, can_hold: bool, code: int | None) -> Finding:
     # Linux kernel commit 66917a3130f2 ("fanotify: introduce new event mask FAN_OPEN_EXEC_PERM") (in v5.0)
     if seen.executions:
         found, level = "an execution was held and let go", Level.OK
