@@ -192,10 +192,10 @@ def crowd(cgroup: ScratchCgroup, processes: int, bytes_each: int = 0) -> Iterato
     first = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
     assert first.stdout is not None
     try:
-        if first.stdout.read(processes) != b"+" * processes:
-            raise ExpeditedError(
-                f"{processes} processes of {bytes_each} bytes did not come up: is there room for them?"
-            )
+        said = first.stdout.read(processes)
+        if said != b"+" * processes:
+            why = said.replace(b"+", b"").decode() or "somebody killed them"
+            raise ExpeditedError(f"{processes} processes of {bytes_each} bytes did not come up: {why}")
         yield Crowd(first.pid, cgroup)
     finally:
         first.kill()
