@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +100,13 @@ def _configuration_of(containerd_pid: int) -> str:
     """The file that the daemon was started with."""
     try:
         words = Path(f"/proc/{containerd_pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        started_in = Path(f"/proc/{containerd_pid}/cwd").readlink()
     except OSError:
         return _DEFAULT_CONFIGURATION
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word in ("-c", "--config", "-config"):
-            return following
-        if word.startswith(("--config=", "-c=", "-config=")):
-            return word.partition("=")[2]
+    for word, following in pairwise([*words, ""]):
+        option, equals, value = word.partition("=")
+        if option in ("-c", "--config", "-config"):
+            return str(started_in / (value if equals else following))
     return _DEFAULT_CONFIGURATION
 
 
