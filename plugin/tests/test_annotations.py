@@ -64,7 +64,7 @@ def test_a_containers_own_annotation_wins_and_is_for_it_alone() -> None:
         (
             "deadline",
             "0",
-            "annotation expedited.io/deadline takes a time above zero such as 30, 30s, 500ms or 2m, not '0'",
+            "annotation expedited.io/deadline takes a time above zero such as 30, 30s, 500ms or 2m, up to an hour, not '0'",
         ),
         (
             "pagecache",

@@ -37,6 +37,8 @@ async def refuse_if_listened_at(path: str) -> None:
         mode = _mode_of(path)
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise ExpeditedError(f"{path} can't be used: {error.strerror}; choose another run_dir") from error
     if not stat.S_ISSOCK(mode):
         raise ExpeditedError(f"{path} is in the way: it is no socket; remove it, or choose another run_dir")
     try:

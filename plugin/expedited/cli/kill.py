@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
-from pathlib import Path
 from typing import Any
 
 from expedited.annotations import TERMS
@@ -47,7 +47,7 @@ def kill(
         raise UsageError("kill what? Give a container's id, or one of --cgroup and --pod")
     said = {"page-cache": page_cache, "boost": boost, "deadline": deadline}
     parsed = {name: _parsed(name, value) for name, value in said.items() if value}
-    if cgroup and not Path(settings.api_socket).exists():
+    if cgroup and _nobody_listens_at(settings.api_socket):
         stops = [_strike_without_agent(settings.policy, cgroup, parsed)]
     else:
         request = pb.StrikeRequest(
@@ -76,10 +76,24 @@ def _parsed(name: str, value: str) -> Any:
         raise UsageError(f"--{name} takes {term.accepted}, not {value!r}") from None
 
 
+def _nobody_listens_at(path: str) -> bool:
+    """Whether there is no agent at all, nor one that is closed to this user; a crash may have left its socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return True
+        except OSError:
+            pass  # the client has a line for it
+    return False
+
+
 def _strike_without_agent(policy: Policy, name: str, parsed: dict[str, Any]) -> pb.Stop:
     if os.geteuid() != 0:
         raise ExpeditedError("no agent runs, and without one only root can strike: ask as root")
+    target = Cgroup.find(name)
+    target.refuse_if_not_a_containers()
     print("no agent runs: striking from here", file=sys.stderr)
     said = {TERMS[term].field: value for term, value in parsed.items()}
     own = Policy.from_json({**policy.to_json(), **said, "mode": "strike", "min_size_bytes": 0})
-    return stop_to_pb(Stop(strike(Cgroup.find(name), own)))
+    return stop_to_pb(Stop(strike(target, own)))
