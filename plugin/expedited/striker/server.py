@@ -52,7 +52,7 @@ def listen(path: str) -> socket.socket:
             os.umask(mask)
         listener.listen(16)
     except OSError as error:
-        raise ExpeditedError(f"{path}: can't listen there: {error.strerror}; give another --run-dir") from None
+        raise ExpeditedError(f"{path}: can't listen there: {error.strerror or error}; give another --run-dir") from None
     return listener
 
 
@@ -88,12 +88,15 @@ class Server:
 
     def _run(self) -> None:
         while True:
-            readable, _, _ = select.select([self._listener, *self._clients.values()], [], [])
-            for connection in readable:
-                if connection is self._listener:
+            # poll, not select: a strike of a thousand processes takes descriptors beyond select's 1,024
+            poller = select.poll()
+            for descriptor in (self._listener.fileno(), *self._clients):
+                poller.register(descriptor, select.POLLIN)
+            for descriptor, _ in poller.poll():
+                if descriptor == self._listener.fileno():
                     self._accept()
-                else:
-                    self._serve(connection)
+                elif descriptor in self._clients:
+                    self._serve(self._clients[descriptor])
 
     def _accept(self) -> None:
         try:
@@ -118,6 +121,7 @@ class Server:
         if not packet:
             self._drop(connection)
             return
+        message: Any = None
         try:
             message = json.loads(packet)
             do = message["do"]
@@ -127,11 +131,15 @@ class Server:
             answer = handler(connection, message)
         except ExpeditedError as error:
             answer = {"is": "refused", "why": str(error), "code": error.exit_code}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            answer = {"is": "refused", "why": f"malformed request: {type(error).__name__}: {error}", "code": 2}
-            message = {}
+        except OSError as error:
+            # A cgroup that goes while it is looked at
+            answer = {"is": "refused", "why": f"{error.strerror}: {error.filename}; is it gone?", "code": 1}
+        except Exception as error:
+            # Whatever a client sends: this thread serves everybody else, and must not end
+            why = f"malformed request: {type(error).__name__}: {error}".partition("\n")[0]
+            answer = {"is": "refused", "why": why, "code": 2}
         if answer is not None:
-            self._send(connection, {"seq": message.get("seq"), **answer})
+            self._send(connection, {"seq": message.get("seq") if isinstance(message, dict) else None, **answer})
 
     def _do_policy(self, connection: socket.socket, message: dict[str, Any]) -> None:
         stops = self._stops()
