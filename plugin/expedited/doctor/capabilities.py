@@ -37,6 +37,8 @@ class _Need:
     costs: str
 
 
+# Not among them: SYS_PTRACE and DAC_READ_SEARCH. Command lines, sizes and start times in /proc are everybody's to read,
+# state files come open with the event, and what else is read is root's.
 _NEEDS = (
     _Need(
         CAP_SYS_ADMIN, "SYS_ADMIN", Level.BROKEN, "no fanotify permission events, so no kill gate: nothing is struck"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from expedited.striker import fanotify
 __all__ = ["look"]
 
 _PATIENCE_SECONDS = 1.5
+_LOOK_SECONDS = 0.01
 # What is executed is no program, so the exec fails once it has been let through.
 _OPENS_AND_EXECUTES = """
 import errno, os, sys
@@ -125,32 +127,27 @@ def _try() -> tuple[_Seen, bool, int | None]:
             except OSError:
                 can_hold_executions = False
             with child(_OPENS_AND_EXECUTES, str(bait)) as opener:
-                seen = _answer(group, opener.pid)
+                seen = _answer(group, opener)
                 code = opener.poll()
         finally:
             os.close(group)  # whoever still waits goes on
         return seen, can_hold_executions, code
 
 
-def _answer(group: int, opener: int) -> _Seen:
+def _answer(group: int, opener: subprocess.Popen[bytes]) -> _Seen:
     """Let everybody through until the opener has ended, or time is up."""
     seen = _Seen()
     end = time.monotonic() + _PATIENCE_SECONDS
-    pidfd = os.pidfd_open(opener)
-    try:
-        while (left := end - time.monotonic()) > 0:
-            ready = select.select([group, pidfd], [], [], left)[0]
-            for event in fanotify.events(group) if group in ready else ():
-                fanotify.allow(group, event.fd)
-                os.close(event.fd)
-                if event.pidfd >= 0:
-                    os.close(event.pidfd)
-                if event.pid == opener:  # not an indexer that happened to come by
-                    seen.opens += not event.mask & fanotify.FAN_OPEN_EXEC_PERM
-                    seen.executions += bool(event.mask & fanotify.FAN_OPEN_EXEC_PERM)
-                    seen.pidfds += event.pidfd >= 0
-            if pidfd in ready:
-                break
-    finally:
-        os.close(pidfd)
+    while opener.poll() is None and time.monotonic() < end:
+        if not select.select([group], [], [], _LOOK_SECONDS)[0]:
+            continue
+        for event in fanotify.events(group):
+            fanotify.allow(group, event.fd)
+            os.close(event.fd)
+            if event.pidfd >= 0:
+                os.close(event.pidfd)
+            if event.pid == opener.pid:  # not an indexer that happened to come by
+                seen.opens += not event.mask & fanotify.FAN_OPEN_EXEC_PERM
+                seen.executions += bool(event.mask & fanotify.FAN_OPEN_EXEC_PERM)
+                seen.pidfds += event.pidfd >= 0
     return seen

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from expedited.doctor import nri
@@ -94,7 +95,10 @@ def _directories(parent: str) -> list[str]:
 def _programs() -> Finding:
     path = f"{os.environ.get('PATH', '')}:{_MORE_PATH}"
     places = {name: shutil.which(name, path=path) for name in ("containerd", *_LOW_LEVEL)}
-    found = [f"{name} {_version_of(place)} ({place})" for name, place in places.items() if place]
+    there = {name: place for name, place in places.items() if place}
+    with ThreadPoolExecutor() as pool:  # at once, so that several that hang cost no more than one
+        versions = pool.map(_version_of, there.values())
+        found = [f"{name} {version} ({place})" for (name, place), version in zip(there.items(), versions, strict=True)]
     return Finding(
         Area.RUNTIME,
         "programs",

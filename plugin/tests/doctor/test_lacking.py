@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,11 @@ from pathlib import Path
 import pytest
 
 from expedited.teardown.cgroup import hierarchies
+
+# include/uapi/asm-generic/unistd.h; the first two are the same on every architecture
+_PIDFD_OPEN = 434
+_PROCESS_MRELEASE = 448
+_FANOTIFY_INIT = {"x86_64": 300, "aarch64": 262}
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, which has something to lose")
 
@@ -33,6 +40,27 @@ def test_a_capability_that_is_missing_is_named_and_so_is_what_it_takes_away(
         assert said.level(name) == other, said.findings[name]
     assert said.works is (level != "broken")
     assert said.exit_code == (1 if level == "broken" else 0)
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [
+        (_PROCESS_MRELEASE, "process_mrelease"),
+        (_PIDFD_OPEN, "pidfds"),
+        (_FANOTIFY_INIT[platform.machine()], "fanotify"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(errno.ENOSYS, ("not in this kernel", "none")), (errno.EPERM, ("forbidden", "none", "not allowed"))],
+)
+def test_a_system_call_that_is_missing_or_forbidden_breaks_what_needs_it_and_nothing_else(
+    examined_under: Callable, without_call: Callable, number: int, name: str, code: int, words: tuple[str, ...]
+) -> None:
+    said = examined_under(*without_call(number, code))
+    assert [other for other, finding in said.findings.items() if finding["level"] == "broken"] == [name]
+    assert said.found(name).startswith(words)
+    assert said.exit_code == 1
 
 
 def test_memory_that_may_not_be_locked_is_degraded(examined_under: Callable) -> None:

@@ -12,7 +12,6 @@ import pytest
 
 from expedited.demo.daemon import PrivateContainerd
 from expedited.doctor import Finding, Level
-from expedited.doctor.child import WAITS
 from expedited.doctor.nri import look as look_at_nri
 from expedited.doctor.runtime import look
 from expedited.settings import AgentSettings
@@ -108,9 +107,11 @@ def test_programs_are_found_by_the_path_and_asked_for_their_version(
 def _daemon_with(config: Path) -> Iterator[int]:
     """A process that has been started as containerd would be."""
     waits = config.with_name("containerd.py")
-    waits.write_text(WAITS)
+    waits.write_text("import sys; print(flush=True); sys.stdin.read()")
     command = [sys.executable, waits, "--log-level", "info", "--config", config]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # only now is its command line sure to be in /proc
         yield process.pid
 
 
