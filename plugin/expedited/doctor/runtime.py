@@ -140,13 +140,13 @@ def _containerd(settings: AgentSettings) -> tuple[Finding, int, tuple[int, int] 
         found = f"{path}: {visit.door.value}"
         level = Level.UNKNOWN if visit.door is Door.CLOSED else Level.DEGRADED
     else:
-        said = _ask_version(settings)
-        parts = _VERSION.search(said)
+        said, answered = _ask_version(settings)
+        parts = _VERSION.search(said) if answered else None
         version = (int(parts[1]), int(parts[2])) if parts else None
-        found = f"{said} at {path}"
-        level = Level.OK if version and version >= _OLDEST_CONTAINERD else Level.DEGRADED
-        if version and version < _OLDEST_CONTAINERD:
-            found += ", older than 1.7"
+        recent = version is not None and version >= _OLDEST_CONTAINERD
+        found = f"{said} at {path}" if answered else said
+        found += "" if recent or not answered else ": older than 1.7, or of unknown age"
+        level = Level.OK if recent else Level.DEGRADED
     finding = Finding(
         Area.RUNTIME,
         "containerd",
@@ -158,7 +158,8 @@ def _containerd(settings: AgentSettings) -> tuple[Finding, int, tuple[int, int] 
     return finding, visit.pid if visit else 0, version
 
 
-def _ask_version(settings: AgentSettings) -> str:
+def _ask_version(settings: AgentSettings) -> tuple[str, bool]:
+    """What it says, or why it does not; and whether it did."""
     # Here, as gRPC takes 0.1 s to load, which is for nothing where there is no socket
     from expedited.containerd import ContainerdClient, ContainerdError
 
@@ -167,8 +168,8 @@ def _ask_version(settings: AgentSettings) -> str:
             return await asyncio.wait_for(client.version(), ANSWER_SECONDS)
 
     try:
-        return asyncio.run(ask())
+        return asyncio.run(ask()), True
     except TimeoutError:
-        return f"no answer within {ANSWER_SECONDS:g} s"
+        return f"{settings.containerd_socket}: {Door.BUSY.value}", False
     except ContainerdError as error:
-        return f"no answer ({error})"
+        return str(error), False
