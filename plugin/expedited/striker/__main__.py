@@ -32,6 +32,16 @@ def log(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 1:
+        raise ValueError(f"--budget {text}: give seconds above 0 and up to 1")
+    return seconds
+
+
 def main(arguments: list[str]) -> int:
     """Parse, listen, supervise.
 
@@ -43,16 +53,17 @@ def main(arguments: list[str]) -> int:
         if rest:
             raise getopt.GetoptError(f"unexpected argument {rest[0]}")
         chosen = {name.lstrip("-"): value for name, value in options}
-        budget_seconds = float(chosen.get("budget", "0.05"))
-        if not 0 < budget_seconds <= 1:
-            raise ValueError(f"--budget {budget_seconds:g}: give seconds above 0 and up to 1")
+        budget_seconds = _seconds(chosen.get("budget", "0.05"))
+        for name, value in options:
+            if name in ("--state-root", "--run-dir") and not value.startswith("/"):
+                raise ValueError(f"{name} {value}: give a path that starts with /")
         if chosen.get("hold-executions", "auto") not in ("auto", "on", "off"):
             raise ValueError(f"--hold-executions {chosen['hold-executions']}: give auto, on or off")
         log_format = chosen.get("log-format", "console")
         if log_format not in ("console", "json", "auto"):
             raise ValueError(f"--log-format {log_format}: give console, json or auto")
     except (getopt.GetoptError, ValueError) as error:
-        print(f"expedited.striker: {error}\n{(__doc__ or '').partition('Usage: ')[2]}", file=sys.stderr)
+        print(f"expedited.striker: {error}; see python -m expedited.striker --help", file=sys.stderr)
         return 2
     if "help" in chosen or "h" in chosen:
         print(__doc__)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from expedited.errors import ExpeditedError
-from expedited.teardown.cgroup import Cgroup
+from expedited.teardown.cgroup import Cgroup, CgroupGone
 
 __all__ = ["Container", "StateError", "read_container"]
 
@@ -40,13 +40,8 @@ class Container:
 
     def is_running(self) -> bool:
         """Whether init is the same process still, and has not exited (a zombie's memory is back already)."""
-        try:
-            with open(f"/proc/{self.init_pid}/stat", "rb", buffering=0) as file:
-                fields = file.read(1024).rpartition(b")")[2].split()
-        except OSError:
-            return False
-        # From field 3 on: state; field 20: number of threads; field 22: start time (proc_pid_stat(5))
-        if int(fields[19]) != self.init_start:
+        fields = _stat(self.init_pid)
+        if not fields or int(fields[19]) != self.init_start:
             return False
         # A leader that has exited before its threads is listed as a zombie too, and its container lives
         return fields[0] not in (b"Z", b"X") or int(fields[17]) > 1
@@ -70,8 +65,23 @@ def read_container(directory: str, descriptor: int) -> Container:
             f"{directory}: the state file names no init process ({error}); is this a runtime's directory?"
         ) from None
     paths = state.get("cgroup_paths")
-    cgroup = Cgroup.from_runtime(paths) if isinstance(paths, dict) else Cgroup.of_process(init_pid)
-    return Container(directory, init_pid, init_start, cgroup)
+    if isinstance(paths, dict):
+        return Container(directory, init_pid, init_start, Cgroup.from_runtime(paths))
+    container = Container(directory, init_pid, init_start, Cgroup.of_process(init_pid))
+    # crun does not say which cgroup: it is that of a process, and the number may be somebody else's by now
+    fields = _stat(init_pid)
+    if not fields or int(fields[19]) != init_start:
+        raise CgroupGone(f"{directory}: its init, process {init_pid}, has exited")
+    return container
+
+
+def _stat(pid: int) -> list[bytes]:
+    """From field 3 of proc_pid_stat(5) on: [0] state, [17] number of threads, [19] start time; empty: no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            return file.read(1024).rpartition(b")")[2].split()
+    except OSError:
+        return []
 
 
 def _read_all(descriptor: int) -> bytes:

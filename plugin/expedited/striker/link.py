@@ -96,7 +96,9 @@ class StrikerLink:
         Raises:
             StrikerUnreachable: the striker has ended.
         """
-        if not select.select([self._socket], [], [], timeout_seconds)[0]:
+        poller = select.poll()  # not select(), which has no place for a descriptor above 1,023
+        poller.register(self._socket, select.POLLIN)
+        if not poller.poll(None if timeout_seconds is None else timeout_seconds * 1000):
             return None
         try:
             packet = self._socket.recv(PACKET_AT_MOST)

@@ -58,7 +58,7 @@ def run(options: Options, heartbeat: Heartbeat, log: Callable[[str], None]) -> i
     Returns:
         0 after SIGTERM, 1 when it can't work here, 2 for a wrong option.
     """
-    _die_with_the_supervisor()
+    _die_with_the_supervisor(heartbeat.supervisor_pid)
     try:
         policy = Policy.from_json(json.loads(options.policy)) if options.policy else Policy()
     except (ValueError, TypeError) as error:
@@ -122,6 +122,7 @@ def run(options: Options, heartbeat: Heartbeat, log: Callable[[str], None]) -> i
     signal.signal(signal.SIGTERM, lambda *_: gate.stop())
     locked = _lock_memory(log)
     realtime = be_realtime(_GATE_PRIORITY)
+    heartbeat.beat()  # from the first mark on somebody may be held
     server.start(stops, roots)
     roots.scan()
     gc.collect()
@@ -140,10 +141,10 @@ def run(options: Options, heartbeat: Heartbeat, log: Callable[[str], None]) -> i
     return 0
 
 
-def _die_with_the_supervisor() -> None:
+def _die_with_the_supervisor(supervisor_pid: int) -> None:
     """A gate without its supervisor could hang unseen: SIGKILL it in that case, which opens it."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() == 1:
+    if os.getppid() != supervisor_pid:
         os._exit(70)  # it died before the call
 
 

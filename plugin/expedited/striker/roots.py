@@ -29,6 +29,7 @@ from expedited.striker.fanotify import (
 __all__ = ["Roots", "own_container_ids"]
 
 _CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
+_LOOKS = 5
 _RUNTIMES = ("runc", "crun", "youki")
 _BINARY_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/libexec/podman")
 
@@ -112,11 +113,16 @@ class Roots:
                     rescan = True
         if rescan:
             self.scan()
+            with self._lock:
+                # Whose deletion was among the events that were lost
+                for directory in [known for known in self._marked if not os.path.isdir(known)]:
+                    del self._marked[directory]
+                    deleted.append(directory)
         return deleted
 
     def ensure(self, container_id: str) -> bool:
         """Mark one container now, wherever it is; True if it is gated."""
-        if container_id in self._spared or not container_id or "/" in container_id:
+        if container_id in self._spared or container_id in ("", ".", "..") or "/" in container_id:
             return False
         with self._lock:
             found = False
@@ -164,15 +170,22 @@ class Roots:
 
     def _watch_until_there(self, base: str) -> bool:
         """Watch ``base``, or the deepest part of its path that exists; each is watched before the next is looked for."""
+        for _ in range(_LOOKS):
+            try:
+                return self._watch_path(base)
+            except FileNotFoundError:
+                continue  # a part of it went between the look and the watch: begin again from the top
+            except OSError:
+                return False  # a file of that name, or no inotify watches left
+        return False
+
+    def _watch_path(self, base: str) -> bool:
         directory = ""
         for part in ["", *base.strip("/").split("/")]:
             directory = f"{directory.rstrip('/')}/{part}" if part else "/"
             if directory != base and os.path.isdir(f"{directory.rstrip('/')}/{self._next_part(directory, base)}"):
                 continue
-            try:
-                watch = self.inotify.watch(directory, IN_CREATE | IN_MOVED_TO | IN_DELETE | IN_DELETE_SELF)
-            except OSError:
-                return False
+            watch = self.inotify.watch(directory, IN_CREATE | IN_MOVED_TO | IN_DELETE | IN_DELETE_SELF)
             if watch not in self._parents:
                 self._waiting[watch] = directory
             if directory == base:

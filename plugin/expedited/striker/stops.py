@@ -75,7 +75,10 @@ class Stops:
     def on_start(self, cmdline: bytes, descriptor: int) -> None:
         """A runtime command that is no kill has passed: `start` is the moment to learn what the container is."""
         if b"\0start\0" in cmdline:
-            copy = os.dup(descriptor)
+            try:
+                copy = os.dup(descriptor)
+            except OSError:
+                return  # no descriptors left: its kill will read the file
             self.submit(lambda: self._learn(copy))
 
     def on_deleted(self, directory: str) -> None:
@@ -230,7 +233,11 @@ class Stops:
     def _hire(self) -> None:
         with self._lock:
             self._workers += 1
-        threading.Thread(target=self._run, name=f"worker-{self._workers}", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name=f"worker-{self._workers}", daemon=True).start()
+        except RuntimeError:
+            with self._lock:
+                self._workers -= 1  # no more threads to be had: those there are do it one after the other
 
     def _run(self) -> None:
         be_realtime(STRIKER_PRIORITY)

@@ -1,0 +1,252 @@
+"""A striker over state directories of our own, and a runtime's stand-in (runc.c) that passes its gate."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expedited.demo.cache import built_once, content_key
+from expedited.demo.image import workload_binary
+from expedited.striker.link import StrikerLink
+from expedited.teardown.report import Report
+
+_RUNC = Path(__file__).with_name("runc.c")
+
+
+def _build(directory: Path) -> None:
+    compiler = shutil.which("cc")
+    assert compiler, "no C compiler (cc): apt-get install gcc libc6-dev"
+    subprocess.run([compiler, "-O2", "-static", "-o", directory / "runc", _RUNC], check=True)
+
+
+@pytest.fixture(scope="session")
+def runc_binary() -> Path:
+    key = content_key([_RUNC.read_bytes(), platform.machine().encode()])
+    return built_once("test-runc", key, _build) / "runc"
+
+
+def wait_for(condition: Callable[[], object], complaint: str, timeout_seconds: float = 30.0) -> None:
+    give_up_at = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < give_up_at, complaint
+        time.sleep(0.01)
+
+
+class StrikerProcess:
+    """``python -m expedited.striker``, READY."""
+
+    def __init__(self, run_dir: Path, options: tuple[str, ...], **popen: Any) -> None:
+        self.run_dir = run_dir
+        self.socket = str(run_dir / "striker.sock")
+        self.log_path = run_dir / "log"
+        command = [sys.executable, "-m", "expedited.striker", f"--run-dir={run_dir}", *options]
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, **popen)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, f"the striker did not start: {self.log}"
+        self.ready = json.loads(line)
+        self.link = StrikerLink.connect(self.socket)
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def status(self) -> dict[str, Any]:
+        with StrikerLink.connect(self.socket) as link:
+            return link.ask("status")
+
+    def reports(self) -> list[Report]:
+        with StrikerLink.connect(self.socket) as link:
+            return [Report.from_json(report) for report in link.ask("reports", after=0)["reports"]]
+
+    def policy(self, **policy: Any) -> None:
+        self.link.send("policy", default=policy)
+        self.status()  # its answer comes after the policy was taken
+
+    def said(self, what: str, **fields: Any) -> dict[str, Any]:
+        """The next message that is ``what`` and has those fields."""
+        give_up_at = time.monotonic() + 30
+        while time.monotonic() < give_up_at:
+            message = self.link.receive(1.0)
+            if message and message["is"] == what and fields.items() <= message.items():
+                return message
+        raise AssertionError(f"no {what} {fields}; the log: {self.log}")
+
+    def report_of(self, container_id: str) -> Report:
+        give_up_at = time.monotonic() + 30
+        while time.monotonic() < give_up_at:
+            report = self.said("report")["report"]
+            if report["container_id"] == container_id:
+                return Report.from_json(report)
+        raise AssertionError(f"no report of {container_id}; the log: {self.log}")
+
+    def wait_gated(self, *container_ids: str) -> None:
+        wait_for(lambda: set(container_ids) <= set(self.status()["gated"]), f"not gated: {container_ids}")
+
+    def wait_for_gate_number(self, restarts: int) -> dict[str, Any]:
+        """Until so many gates have failed and another is up."""
+        found: dict[str, Any] = {}
+
+        def is_up() -> bool:
+            with suppress(Exception):
+                found.update(self.status())
+            return found.get("restarts") == restarts
+
+        wait_for(is_up, f"no gate number {restarts}: {found}; {self.log}")
+        self.link.close()
+        self.link = StrikerLink.connect(self.socket)
+        return found
+
+    def close(self) -> None:
+        self.link.close()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            assert self.process.wait(30) == 0, self.log
+
+
+class Node:
+    """State directories as a runtime keeps them, and the runtime's command line."""
+
+    def __init__(self, root: Path, runc: Path, stack: ExitStack) -> None:
+        self.state_root = root / "runc" / "*"
+        self.namespace = root / "runc" / "k8s.io"
+        self._runc = runc
+        self._stack = stack
+
+    def container(self, container_id: str, cgroup: Any, *flags: str, padding: int = 0, crun: bool = False) -> Any:
+        """A hog in that cgroup, and the state that the runtime has of it; the hog's Popen."""
+        process = subprocess.Popen(
+            [workload_binary("hog"), *(flags or ("--bytes", "8M"))],
+            stdout=subprocess.PIPE,
+            preexec_fn=lambda: cgroup.add(os.getpid()),
+            start_new_session=True,
+        )
+        self._stack.callback(self._end, process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"READY\n"
+        start = int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19])
+        if crun:
+            self.state(container_id, {"pid": process.pid, "process-start-time": start}, name="status")
+            return process
+        paths = {"" if key == "unified" else key: str(place) for key, place in cgroup.directories.items()}
+        state = {
+            "padding": ["x"] * padding,
+            "id": container_id,
+            "init_process_pid": process.pid,
+            "init_process_start": start,
+            "cgroup_paths": paths,
+        }
+        if padding:  # the stand-in reads no more than a little
+            state["padding"] = state.pop("padding")
+        self.state(container_id, state)
+        return process
+
+    def state(self, container_id: str, content: Any, *, name: str = "state.json") -> Path:
+        """Write a container's state as runc does: under another name, then moved."""
+        directory = self.namespace / container_id
+        directory.mkdir(parents=True, exist_ok=True)
+        text = content if isinstance(content, str) else json.dumps(content, separators=(",", ":"))
+        (directory / "state-1").write_text(text)
+        (directory / "state-1").rename(directory / name)
+        return directory
+
+    def begin(self, *words: str, idle: bool = False, file: str = "state.json") -> subprocess.Popen[str]:
+        """``runc --root DIR WORDS``, under way."""
+        log = str(self.namespace.parent / "log.json")
+        arguments = ["runc", "--root", str(self.namespace), "--log", log, "--log-format", "json", *words]
+        environment = {"RUNC_FILE": file, **({"RUNC_IDLE": "1"} if idle else {})}
+        process = subprocess.Popen(
+            arguments, executable=self._runc, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        self._stack.callback(self._end, process)
+        return process
+
+    def run(self, *words: str, idle: bool = False, file: str = "state.json") -> int:
+        """The same, through the gate and to its end; its exit status."""
+        process = self.begin(*words, idle=idle, file=file)
+        output, _ = process.communicate(timeout=30)
+        assert output == "opened\n"
+        return process.returncode
+
+    @staticmethod
+    def _end(process: subprocess.Popen[Any]) -> None:
+        with suppress(ProcessLookupError):
+            process.kill()
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+@pytest.fixture
+def node(runc_binary: Path) -> Iterator[Node]:
+    with (
+        tempfile.TemporaryDirectory(prefix="expedited-node-", ignore_cleanup_errors=True) as root,
+        ExitStack() as stack,
+    ):
+        one = Node(Path(root), runc_binary, stack)
+        one.namespace.mkdir(parents=True)
+        yield one
+
+
+@pytest.fixture
+def make_striker(node: Node) -> Iterator[Callable[..., StrikerProcess]]:
+    """``make_striker("--budget=1", ..., cgroup=None) -> StrikerProcess`` over the node's state directories.
+
+    It holds no executions unless it is told to: this machine's own runtimes are not a test's to hold.
+    """
+    with ExitStack() as stack:
+
+        def make(*options: str, **popen: Any) -> StrikerProcess:
+            # A short path, as a socket's has to be
+            run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="expedited-run-")))
+            if not any(option.startswith("--hold-executions") for option in options):
+                options = (*options, "--hold-executions=off")
+            if not any(option.startswith("--state-root") for option in options):
+                options = (*options, f"--state-root={node.state_root}")
+            one = StrikerProcess(run_dir, options, **popen)
+            stack.callback(one.close)
+            return one
+
+        yield make
+
+
+@pytest.fixture
+def striker(make_striker: Callable[..., StrikerProcess]) -> StrikerProcess:
+    return make_striker()
+
+
+@pytest.fixture
+def until() -> Callable[..., None]:
+    """``until(condition, complaint)``: ask until it is so."""
+    return wait_for
+
+
+@pytest.fixture
+def alive() -> Callable[[int], bool]:
+    """``alive(pid)``: whether it runs, and is no zombie."""
+
+    def is_alive(pid: int) -> bool:
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return stat.rpartition(b") ")[2][:1] not in (b"Z", b"X")
+
+    return is_alive

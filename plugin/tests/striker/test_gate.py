@@ -1,0 +1,339 @@
+"""What passes the gate, what is struck there, and what is never held up."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expedited.teardown.cgroup import hierarchies
+from expedited.teardown.report import Fate, Outcome
+
+
+@pytest.mark.parametrize("word", ["9", "KILL", "SIGKILL"])
+def test_a_kill_is_struck_and_goes_on(node: Any, striker: Any, scratch_cgroup: Any, word: str) -> None:
+    process = node.container("c1", scratch_cgroup, "--bytes", "16M", "--children", "2")
+    striker.wait_gated("c1")
+    node.run("kill", "c1", word)
+    report = striker.report_of("c1")
+    assert (report.outcome, report.trigger, report.order) == (Outcome.STRUCK, "gate:kill", "lead")
+    assert report.answered_seconds is not None
+    assert process.wait() == -signal.SIGKILL
+    assert scratch_cgroup.pids() == set()
+
+
+def test_a_lone_init_is_followed_and_its_killer_is_the_runtime(node: Any, striker: Any, scratch_cgroup: Any) -> None:
+    process = node.container("c1", scratch_cgroup, "--bytes", "32M")
+    striker.wait_gated("c1")
+    assert node.run("kill", "c1", "9") == 0
+    report = striker.report_of("c1")
+    assert report.outcome is Outcome.STRUCK
+    if striker.status()["kernel"] == "stock":
+        assert (report.order, report.signalled_seconds) == ("follow", None)
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_what_crun_keeps_is_understood(node: Any, striker: Any, scratch_cgroup: Any) -> None:
+    node.container("c1", scratch_cgroup, "--bytes", "8M", "--children", "1", crun=True)
+    if scratch_cgroup.version == 2 and Path("/sys/fs/cgroup/memory").exists():
+        # On a hybrid host a process of this test run is in version 1's cgroups of it: ours, so nothing may be struck
+        striker.wait_gated("c1")
+        node.run("kill", "c1", "9", file="status", idle=True)
+        assert striker.reports() == []
+        return
+    striker.wait_gated("c1")
+    node.run("kill", "c1", "9", file="status", idle=True)
+    assert striker.report_of("c1").outcome is Outcome.STRUCK
+
+
+def test_a_forced_delete_is_struck(node: Any, striker: Any, scratch_cgroup: Any) -> None:
+    process = node.container("c1", scratch_cgroup, "--bytes", "8M", "--children", "1")
+    striker.wait_gated("c1")
+    node.run("delete", "--force", "c1")
+    assert striker.report_of("c1").trigger == "gate:delete"
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_kill_all_after_the_exit_is_not_struck(node: Any, striker: Any, scratch_cgroup: Any, alive: Any) -> None:
+    """The runtime sends it to every container that has exited, and init's number may be somebody else's by then."""
+    process = node.container("c1", scratch_cgroup, "--bytes", "8M")
+    bystander = node.container("c2", scratch_cgroup, "--bytes", "8M")  # in the very cgroup, as a late exec would be
+    striker.wait_gated("c1")
+    process.kill()
+    process.wait()
+    node.run("kill", "--all", "c1", "9", idle=True)
+    assert striker.status()["kills"] == 1
+    assert striker.reports() == []
+    assert alive(bystander.pid)
+
+
+def test_kill_all_of_a_living_container_is_struck(node: Any, striker: Any, scratch_cgroup: Any) -> None:
+    node.container("c1", scratch_cgroup, "--bytes", "8M", "--children", "1")
+    striker.wait_gated("c1")
+    node.run("kill", "--all", "c1", "9")
+    assert striker.report_of("c1").outcome is Outcome.STRUCK
+
+
+def test_an_init_whose_number_is_somebody_elses_is_not_struck(
+    node: Any, striker: Any, scratch_cgroup: Any, alive: Any
+) -> None:
+    process = node.container("c1", scratch_cgroup, "--bytes", "8M", "--children", "1")
+    state = (node.namespace / "c1" / "state.json").read_text()
+    start = int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19])
+    node.state("c1", state.replace(f'"init_process_start":{start}', f'"init_process_start":{start - 100}'))
+    striker.wait_gated("c1")
+    node.run("kill", "c1", "9", idle=True)
+    assert striker.reports() == []
+    assert alive(process.pid)
+
+
+def test_a_sigterm_is_announced_and_nothing_else(node: Any, striker: Any, scratch_cgroup: Any, alive: Any) -> None:
+    process = node.container("c1", scratch_cgroup, "--bytes", "8M", "--ignore-term")
+    striker.wait_gated("c1")
+    assert node.run("kill", "c1", "15") == 0
+    assert striker.said("stop_began", id="c1")
+    assert striker.reports() == []
+    assert alive(process.pid)
+
+
+@pytest.mark.parametrize("word", ["USR1", "10", "CONT"])
+def test_another_signal_is_none_of_ours(node: Any, striker: Any, scratch_cgroup: Any, alive: Any, word: str) -> None:
+    process = node.container("c1", scratch_cgroup, "--bytes", "8M")
+    striker.wait_gated("c1")
+    node.run("kill", "c1", word, idle=True)
+    assert striker.reports() == []
+    assert alive(process.pid)
+
+
+@pytest.mark.parametrize("words", [("state", "c1"), ("start", "c1"), ("exec", "c1", "kill", "9"), ("delete", "c1")])
+def test_other_commands_pass_untouched(
+    node: Any, striker: Any, scratch_cgroup: Any, alive: Any, words: tuple[str, ...]
+) -> None:
+    process = node.container("c1", scratch_cgroup, "--bytes", "8M")
+    striker.wait_gated("c1")
+    assert node.run(words[0], "c1", *words[2:], idle=True) == 0
+    status = striker.status()
+    assert status["events"] >= 1
+    assert (status["kills"], striker.reports()) == (0, [])
+    assert alive(process.pid)
+
+
+def test_a_kill_of_another_container_is_not_this_ones(node: Any, striker: Any, scratch_cgroup: Any, alive: Any) -> None:
+    """`runc list` and friends open every container's file; so may whatever has `kill` in its arguments."""
+    process = node.container("c1", scratch_cgroup, "--bytes", "8M")
+    striker.wait_gated("c1")
+    file = node.namespace / "c1" / "state.json"
+    assert subprocess.run(["grep", "-q", "kill", file], check=False).returncode == 1
+    assert subprocess.run(["cat", file], check=True, capture_output=True).stdout
+    assert striker.reports() == []
+    assert alive(process.pid)
+
+
+def test_a_garbled_state_file_is_one_line_and_let_through(node: Any, striker: Any) -> None:
+    contents = ["", "{", "[]", "null", '{"init_process_pid": "x"}', "\0\1\2", '{"cgroup_paths": 3}', "[" * 10000]
+    for number, content in enumerate(contents):
+        node.state(f"garbled-{number}", content)
+    striker.wait_gated(*(f"garbled-{number}" for number in range(len(contents))))
+    for number in range(len(contents)):
+        before = striker.log.count("\n")
+        node.run("kill", f"garbled-{number}", "9", idle=True)
+        striker.status()
+        lines = striker.log.splitlines()[before:]
+        assert len(lines) == 1, lines
+    assert striker.reports() == []
+    assert striker.status()["restarts"] == 0
+
+
+@pytest.mark.parametrize("whose", ["the root", "the striker's own"])
+def test_a_cgroup_that_is_no_containers_is_refused(
+    node: Any, striker: Any, scratch_cgroup: Any, alive: Any, whose: str
+) -> None:
+    process = node.container("c1", scratch_cgroup, "--bytes", "8M")
+    path = node.namespace / "c1" / "state.json"
+    state = json.loads(path.read_text())
+    mounts = hierarchies()
+    if whose == "the root":
+        places = {"": mounts.unified, **mounts.controllers}
+        state["cgroup_paths"] = {key: place for key, place in places.items() if place}
+    else:
+        # Its own and pid 1's: the root again where nothing has a cgroup of its own
+        lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+        roots = {"": mounts.unified, **mounts.controllers}
+        state["cgroup_paths"] = {key: f"{roots[key]}{place}" for _, key, place in lines if roots.get(key)}
+    node.state("c1", state)
+    striker.wait_gated("c1")
+    node.run("kill", "c1", "9", idle=True)
+    striker.status()
+    assert striker.log.count("\n") == 1
+    assert "unstruck" in striker.log
+    assert alive(process.pid)
+
+
+def test_a_decision_over_its_budget_is_answered_by_the_loop(node: Any, make_striker: Any, scratch_cgroup: Any) -> None:
+    striker = make_striker("--budget=0.001")
+    node.container("c1", scratch_cgroup, "--bytes", "8M", "--children", "1", padding=700_000)  # takes long to read
+    striker.wait_gated("c1")
+    # Idle: let through by the loop, the runtime would be done before the worker has read the file
+    assert node.run("kill", "c1", "9", idle=True) == 0
+    assert striker.report_of("c1").outcome is Outcome.STRUCK
+    assert striker.status()["overruns"] == 1
+
+
+def test_many_at_once(node: Any, striker: Any, scratch_cgroup: Any) -> None:
+    names = [f"c{number}" for number in range(24)]
+    for name in names:
+        node.container(name, scratch_cgroup.child(name), "--bytes", "4M", "--children", "1")
+    striker.wait_gated(*names)
+    for one in [node.begin("kill", name, "9") for name in names]:
+        assert one.wait(30) in (0, 1)  # 1: the strike was quicker, "container not running"
+    waiting = set(names)
+    while waiting:
+        report = striker.said("report")["report"]
+        assert report["outcome"] == "struck", report
+        waiting.discard(report["container_id"])
+    assert scratch_cgroup.pids() == set()
+
+
+def test_observe_lets_the_runtime_kill_and_measures_it(node: Any, striker: Any, scratch_cgroup: Any) -> None:
+    striker.policy(mode="observe")
+    process = node.container("c1", scratch_cgroup, "--bytes", "8M")
+    striker.wait_gated("c1")
+    assert node.run("kill", "c1", "9") == 0
+    report = striker.report_of("c1")
+    assert (report.outcome, report.signalled_seconds, report.boosted) == (Outcome.OBSERVED, None, ())
+    assert {one.fate for one in report.processes} == {Fate.GONE}
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_off_does_nothing(node: Any, striker: Any, scratch_cgroup: Any) -> None:
+    striker.policy(mode="off")
+    node.container("c1", scratch_cgroup, "--bytes", "8M")
+    striker.wait_gated("c1")
+    assert node.run("kill", "c1", "9") == 0
+    assert striker.reports() == []
+
+
+def test_a_gate_that_hangs_is_killed_and_replaced(node: Any, striker: Any, scratch_cgroup: Any, until: Any) -> None:
+    first = node.container("c1", scratch_cgroup.child("c1"), "--bytes", "8M")
+    node.container("c2", scratch_cgroup.child("c2"), "--bytes", "8M", "--children", "1")
+    striker.wait_gated("c1", "c2")
+    hung = striker.status()["pid"]
+    os.kill(hung, signal.SIGSTOP)
+    assert node.run("kill", "c1", "9") == 0  # held, until the supervisor has had enough
+    assert first.wait() == -signal.SIGKILL
+    status = striker.wait_for_gate_number(1)
+    assert status["pid"] != hung
+    assert "has not gone round" in striker.log
+    striker.wait_gated("c2")
+    node.run("kill", "c2", "9")
+    assert striker.report_of("c2").outcome is Outcome.STRUCK
+
+
+def test_killing_the_gate_lets_everybody_go_on(node: Any, striker: Any, scratch_cgroup: Any, until: Any) -> None:
+    node.container("c1", scratch_cgroup, "--bytes", "8M")
+    striker.wait_gated("c1")
+    gate = striker.status()["pid"]
+    os.kill(gate, signal.SIGSTOP)
+    waiting = node.begin("kill", "c1", "9")
+    # In an uninterruptible sleep, in its open
+    until(lambda: state_of(waiting.pid) == "D", "the opener is not held")
+    os.kill(gate, signal.SIGKILL)
+    assert waiting.wait(30) == 0
+    assert "has not gone round" not in striker.log  # it was not the supervisor that opened it
+    striker.wait_for_gate_number(1)
+
+
+def test_a_held_opener_can_be_killed(node: Any, striker: Any, scratch_cgroup: Any, until: Any, alive: Any) -> None:
+    process = node.container("c1", scratch_cgroup, "--bytes", "8M")
+    striker.wait_gated("c1")
+    gate = striker.status()["pid"]
+    os.kill(gate, signal.SIGSTOP)
+    waiting = node.begin("kill", "c1", "9")
+    until(lambda: state_of(waiting.pid) == "D", "the opener is not held")
+    waiting.kill()
+    os.kill(gate, signal.SIGCONT)
+    assert waiting.wait(30) == -signal.SIGKILL
+    striker.status()
+    assert striker.reports() == []  # who is killed before its answer has killed nobody
+    assert alive(process.pid)
+
+
+def test_without_its_supervisor_the_gate_ends_and_is_open(
+    node: Any, make_striker: Any, scratch_cgroup: Any, until: Any, alive: Any
+) -> None:
+    striker = make_striker()
+    node.container("c1", scratch_cgroup, "--bytes", "8M")
+    striker.wait_gated("c1")
+    gate = striker.status()["pid"]
+    striker.process.kill()
+    striker.process.wait()
+    until(lambda: not alive(gate), "the gate outlives its supervisor")
+    assert node.run("kill", "c1", "9") == 0
+
+
+def test_a_striker_that_is_asked_to_end_ends_with_its_stops(node: Any, make_striker: Any, scratch_cgroup: Any) -> None:
+    striker = make_striker()
+    node.container("c1", scratch_cgroup, "--bytes", "8M")
+    striker.wait_gated("c1")
+    striker.close()
+    assert not Path(striker.socket).exists()
+    assert node.run("kill", "c1", "9") == 0  # nobody is there to hold it
+
+
+def test_a_striker_whose_reader_has_gone_gates_on(node: Any, make_striker: Any, scratch_cgroup: Any) -> None:
+    """Its starter may be replaced: a later gate says "ready" to nobody."""
+    striker = make_striker()
+    striker.process.stdout.close()
+    os.kill(striker.status()["pid"], signal.SIGKILL)
+    striker.wait_for_gate_number(1)
+    node.container("c1", scratch_cgroup, "--bytes", "8M", "--children", "1")
+    striker.wait_gated("c1")
+    node.run("kill", "c1", "9")
+    assert striker.report_of("c1").outcome is Outcome.STRUCK
+
+
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_a_gate_in_a_container_of_its_own_never_gates_that(
+    node: Any, make_striker: Any, scratch_cgroup: Any, until: Any
+) -> None:
+    """Or a gate that hangs would hold up the very kill that is meant for it."""
+    own = "f0" * 32
+    cgroup = scratch_cgroup.child(own)
+    node.state(own, {})
+    node.state("another", {})
+    striker = make_striker(preexec_fn=lambda: cgroup.add(os.getpid()))
+    striker.wait_gated("another")
+    assert own not in striker.status()["gated"]
+    assert striker.link.ask("watch", id=own)["marked"] is False
+    gate = striker.status()["pid"]
+    os.kill(gate, signal.SIGSTOP)
+    assert node.run("kill", own, "9", idle=True) == 0
+    assert state_of(gate) == "T"  # it was not held: the gate stands still yet
+    os.kill(gate, signal.SIGCONT)
+
+
+def test_whom_the_agent_spares_is_gated_no_more(node: Any, striker: Any) -> None:
+    node.state("agent", {})
+    striker.wait_gated("agent")
+    striker.link.send("spare", ids=["agent"])
+    assert "agent" not in striker.status()["gated"]
+    before = striker.status()["events"]
+    node.run("kill", "agent", "9", idle=True)
+    assert striker.status()["events"] == before
+
+
+def test_the_time_until_the_answer_is_kept(node: Any, striker: Any) -> None:
+    node.state("c1", {})
+    striker.wait_gated("c1")
+    for _ in range(20):
+        node.run("state", "c1", idle=True)
+    status = striker.status()
+    assert 0 < status["latency_p50_us"] <= status["latency_p99_us"]

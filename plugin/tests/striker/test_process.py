@@ -1,0 +1,131 @@
+"""The striker as a process: its options, its size, what it imports, how it is scheduled."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import expedited
+from expedited.striker.heartbeat import Heartbeat
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--no-such"],
+        ["extra"],
+        ["--budget=0"],
+        ["--budget=2"],
+        ["--budget=soon"],
+        ["--budget=nan"],
+        ["--hold-executions=maybe"],
+        ["--log-format=xml"],
+        ["--state-root=relative/path"],
+        ["--state-root="],
+        ["--run-dir=here"],
+        ["--policy={"],
+        ["--policy=[]"],
+        ["--policy=5"],
+        ['--policy={"mode":"maim"}'],
+        ['--policy={"no_such":1}'],
+        ['--policy={"min_size_bytes":"1M"}'],
+    ],
+)
+def test_a_wrong_option_is_one_line_and_status_2(tmp_path: Path, options: list[str]) -> None:
+    command = [sys.executable, "-m", "expedited.striker", f"--run-dir={tmp_path}", *options]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert len(answer.stderr.splitlines()) == 1, answer.stderr
+
+
+def test_a_directory_that_cannot_be_made_is_one_line_and_status_1() -> None:
+    for place in ("/proc/nowhere", "/tmp/" + "x" * 120):
+        command = [sys.executable, "-m", "expedited.striker", f"--run-dir={place}"]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert answer.returncode == 1
+        assert len(answer.stderr.splitlines()) == 1, answer.stderr
+        assert "None" not in answer.stderr
+        if Path(place).is_dir():
+            Path(place).rmdir()
+
+
+def test_without_the_capability_it_says_so_and_ends(tmp_path: Path) -> None:
+    command = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-all", sys.executable, "-m", "expedited.striker"]
+    answer = subprocess.run(
+        [*command, f"--run-dir={tmp_path}"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert answer.returncode == 1
+    assert "fanotify" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def memory_of(pid: int, key: str) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(key + ":"))
+
+
+def test_it_is_small(node: Any, striker: Any, scratch_cgroup: Any, record_property: Any) -> None:
+    for number in range(10):
+        node.container(f"c{number}", scratch_cgroup.child(f"c{number}"), "--bytes", "4M", "--children", "3")
+    striker.wait_gated(*(f"c{number}" for number in range(10)))
+    for number in range(10):
+        node.run("kill", f"c{number}", "9")
+        striker.report_of(f"c{number}")
+    status = striker.status()
+    pids = (status["pid"], status["supervisor_pid"])
+    sizes = {key: [memory_of(pid, key) for pid in pids] for key in ("Rss", "Pss")}
+    record_property("bytes", sizes)
+    assert sizes["Rss"][0] <= 16 * MIB, sizes
+    assert sum(sizes["Pss"]) <= 16 * MIB, sizes  # what both have is counted once
+
+
+def test_it_imports_the_standard_library_and_its_own(tmp_path: Path) -> None:
+    """Without site-packages, and so without anything that is not Python's own."""
+    modules = "striker.__main__", "striker.process", "striker.server", "teardown"
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(expedited.__file__).parents[1])!r})\n"
+        + "".join(f"import expedited.{module}\n" for module in modules)
+        + "heavy = {'asyncio', 'grpc', 'logging', 'typing_extensions', 'unittest', 'http', 'email'} & set(sys.modules)\n"
+        "print(sorted(heavy))"
+    )
+    answer = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
+    assert (answer.stdout, answer.stderr) == ("[]\n", "")
+
+
+def test_it_is_hard_to_starve_and_hard_to_kill(striker: Any) -> None:
+    status = striker.status()
+    can_lower = Path(f"/proc/{status['supervisor_pid']}/oom_score_adj").read_text().strip()
+    assert Path(f"/proc/{status['pid']}/oom_score_adj").read_text().strip() == can_lower
+    assert int(can_lower) <= int(Path("/proc/self/oom_score_adj").read_text())
+    assert status["realtime"] is (os.sched_getscheduler(status["pid"]) == os.SCHED_RR)
+    locked = next(
+        int(line.split()[1])
+        for line in Path(f"/proc/{status['pid']}/status").read_text().splitlines()
+        if line.startswith("VmLck")
+    )
+    assert status["memory_locked"] is (locked > 0)
+
+
+def test_the_supervisor_never_holds_the_group(striker: Any) -> None:
+    """A copy of the descriptor would keep a dead gate shut."""
+    status = striker.status()
+
+    def kinds(pid: int) -> list[str]:
+        return [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+
+    assert "anon_inode:[fanotify]" in kinds(status["pid"])
+    assert "anon_inode:[fanotify]" not in kinds(status["supervisor_pid"])
+
+
+def test_a_gate_that_is_still_starting_is_not_taken_for_hung() -> None:
+    heartbeat = Heartbeat()
+    assert heartbeat.age_seconds() < 0
+    heartbeat.beat()
+    assert heartbeat.age_seconds() >= 0
