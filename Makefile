@@ -5,7 +5,7 @@ RUN := uv run --no-sync
 .PHONY: help setup demo test check format clean
 
 help:  ## What there is
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 setup:  ## Install what is missing, and ready the checkout
 	@deploy/setup.sh
@@ -28,3 +28,26 @@ format: setup  ## Let ruff put the code in order
 
 clean:  ## Remove what was made here (the cache of built runtimes stays)
 	rm -rf .venv .tools build dist plugin/expedited/pb .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+# Kernels: deploy/kernel says what the series is for, e2e/vm how one boots without KVM.
+.PHONY: kernel kernel-deb test-kernel test-kernel-all test-vm
+VERSION ?= 7.3
+ARCH ?= um
+SERIES ?= patched
+
+kernel:  ## A kernel for the tests; prints its path (VERSION=7.3|6.12 ARCH=um|x86_64 SERIES=patched|stock DEBUG=1)
+	@deploy/kernel/build --version $(VERSION) --arch $(ARCH) --series $(SERIES) $(if $(DEBUG),--debug)
+
+kernel-deb:  ## linux-image packages for nodes in build/kernel-deb, Debian's own configuration (SMALL=1: this machine's modules)
+	@deploy/kernel/build --version $(VERSION) --arch x86_64 --series $(SERIES) --deb build/kernel-deb $(if $(SMALL),--localmodconfig)
+
+test-kernel:  ## Kernel selftests on patched and stock, in a virtual machine (KERNEL_TESTS="--kills 1000 race")
+	@e2e/vm/kernel-tests $(KERNEL_TESTS)
+
+test-kernel-all:  ## The same on 6.12, on x86_64 by QEMU and with the debug configuration too: hours
+	@e2e/vm/kernel-tests --all $(KERNEL_TESTS)
+
+test-vm: setup  ## The teardown engine's tests on cgroup v2 and the patched kernel (SERIES=stock TEST="-k reap")
+	@deploy/kernel/build --version $(VERSION) --series $(SERIES) >/dev/null
+	e2e/vm/run --kernel $(SERIES) --version $(VERSION) --memory 3G -- \
+		$(RUN) pytest -p no:cacheprovider plugin/tests/teardown $(TEST)
