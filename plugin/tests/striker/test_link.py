@@ -87,16 +87,14 @@ def test_only_root_and_its_own_user_are_let_in(striker: Any) -> None:
     os.chmod(striker.run_dir, 0o755)  # noqa: PTH101
     Path(striker.socket).chmod(0o666)  # as nobody should; the credentials hold all the same
     code = (
-        "import socket, sys; s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.connect(sys.argv[1])\n"
+        "import os, socket, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.connect(sys.argv[1])\n"
         'try: s.send(b\'{"do":"status"}\')\n'
         "except BrokenPipeError: pass\n"
         "try: print(len(s.recv(4096)))\n"
         "except ConnectionResetError: print(0)"
     )
-    python = [os.path.realpath("/usr/bin/python3"), "-I", "-c", code, striker.socket]  # nobody can execute this one
-    answer = subprocess.run(
-        python, user=65534, group=65534, extra_groups=[], capture_output=True, text=True, check=True
-    )
+    answer = subprocess.run([sys.executable, "-c", code, striker.socket], capture_output=True, text=True, check=True)
     assert answer.stdout == "0\n"
     assert "user 65534 was turned away" in striker.log
     assert striker.status()["is"] == "status"
