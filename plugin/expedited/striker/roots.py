@@ -29,6 +29,7 @@ from expedited.striker.fanotify import (
 __all__ = ["Roots", "own_container_ids"]
 
 _CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
+_MOUNTED_BY_RUNTIMES = ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf")
 _LOOKS = 5
 _RUNTIMES = ("runc", "crun", "youki")
 _BINARY_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/libexec/podman")
@@ -39,14 +40,22 @@ def own_container_ids() -> frozenset[str]:
 
     It is never gated, so that a hung gate can't hold up the very kill that is meant for it.
     """
-    found: set[str] = set()
-    for name in ("/proc/self/cgroup", "/proc/self/mountinfo"):
-        try:
-            with open(name, encoding="utf-8", errors="replace") as file:
-                found.update(_CONTAINER_ID.findall(file.read()))
-        except OSError:
-            continue
+    found = set(_CONTAINER_ID.findall(_text("/proc/self/cgroup")))
+    for line in _text("/proc/self/mountinfo").splitlines():
+        # proc_pid_mountinfo(5): the fourth field is what was mounted, the fifth where. On a node itself, all containers'
+        # root file systems are mounted as well: only what runtimes put into a container leads to our own.
+        what, where = line.split()[3:5]
+        if where in _MOUNTED_BY_RUNTIMES:
+            found.update(_CONTAINER_ID.findall(what))
     return frozenset(found)
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
 
 
 class Roots:
