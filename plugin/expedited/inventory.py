@@ -35,7 +35,7 @@ class Change:
     Attributes:
         policies: By container id, where it is not what was last told (at first: the node's default).
         gone: Containers that are no more.
-        problems: Lines about annotations that were not there before.
+        problems: Lines about annotations that their pod did not have before.
     """
 
     policies: Mapping[str, Policy]
@@ -231,7 +231,9 @@ class Inventory:
             said = resolve(annotations, base, pod=known.pod or seen.id, container=seen.name)
             if said.policy != known.policy:
                 policies[name] = said.policy
-            problems |= dict.fromkeys(line for line in said.problems if line not in known.problems)
+            # Said once a pod, and not again for each of its containers
+            heard = {line for member in self._members[seen.group] for line in self._containers[member].problems}
+            problems |= dict.fromkeys(line for line in said.problems if line not in heard)
             self._containers[name] = Container(
                 replace(seen, annotations=annotations), said.policy, said.problems, known.sources
             )
