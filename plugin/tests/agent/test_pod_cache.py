@@ -49,6 +49,23 @@ def reader_in(cgroup: Any, file: Path) -> Iterator[int]:
         process.stdout.close()
 
 
+@contextmanager
+def sleeper_in(cgroup: Any) -> Iterator[None]:
+    process = subprocess.Popen(["sleep", "1000"])
+    try:
+        cgroup.add(process.pid)
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def pid_of_one_that_has_ended() -> int:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
 def container(pid: int, policy: Policy | None = None) -> Container:
     seen = Sighting("c1", sandbox_id="s1", sandbox=False, pid=pid, state=State.RUNNING)
     return Container(seen, policy or Policy(), (), {})
@@ -113,14 +130,9 @@ async def test_a_pod_in_which_somebody_lives_is_left_alone(pod: Any, cache_file:
     cache = PodCache()
     await end_container(pod, cache_file, cache, container)
     before = cached_bytes(pod)
-    sleeper = subprocess.Popen(["sleep", "1000"])
-    try:
-        pod.add(sleeper.pid)
+    with sleeper_in(pod):
         await cache.drop("s1")
         assert cached_bytes(pod) >= before // 2
-    finally:
-        sleeper.kill()
-        sleeper.wait()
 
 
 async def test_what_was_forgotten_or_never_learnt_is_left_alone(pod: Any, cache_file: Path) -> None:
@@ -135,9 +147,7 @@ async def test_what_was_forgotten_or_never_learnt_is_left_alone(pod: Any, cache_
 
 async def test_a_container_that_has_ended_or_is_a_sandbox_teaches_nothing() -> None:
     cache = PodCache()
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    await cache.learn(container(ended.pid))
+    await cache.learn(container(pid_of_one_that_has_ended()))
     sandbox = container(os.getpid())
     await cache.learn(replace(sandbox, seen=replace(sandbox.seen, sandbox=True)))
     assert not cache._cgroups
