@@ -27,7 +27,7 @@ from pydantic_settings import (
 from expedited.annotations import TERMS, nearest
 from expedited.config_file import read_file
 from expedited.errors import UsageError
-from expedited.quantity import parse_seconds
+from expedited.quantity import SIZE_ACCEPTED, parse_seconds, parse_size
 from expedited.settings import AgentSettings
 from expedited.teardown.policy import Policy
 
@@ -59,6 +59,10 @@ _ACCEPTED = {
     "namespaces": "a policy (keys and values) by namespace",
     "budget_seconds": f"a time such as 50ms or 0.05, at most {_LONGEST_BUDGET_SECONDS:g} s",
     "keep_striker": "true or false",
+    "kubernetes": "auto, off or the path of a kubeconfig",
+    "node_name": "the node's name in Kubernetes, or nothing for the host's",
+    "event_min_size_bytes": SIZE_ACCEPTED,
+    "node_condition": "true or false",
     "log_level": "debug, info, warning or error",
     "log_format": "auto, console or json",
 }
@@ -90,6 +94,7 @@ def _address(value: str) -> str:
     return value
 
 
+_NODE_NAME = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$"  # RFC 1123, as Kubernetes wants it
 _Path = Annotated[str, Field(pattern=r"^/[^\x00\n]*$")]
 _Socket = Annotated[str, BeforeValidator(_without_scheme), Field(pattern=r"^(/[^\x00\n]*)?$")]
 _Budget = Annotated[
@@ -134,6 +139,13 @@ class _Model(BaseSettings):
     namespaces: dict[str, _PolicyModel] = Field(default_factory=dict)
     budget_seconds: _Budget = _DEFAULTS.budget_seconds
     keep_striker: bool = _DEFAULTS.keep_striker
+    kubernetes: Annotated[str, Field(pattern=r"^(auto|off|/[^\x00\n]*)$")] = _DEFAULTS.kubernetes
+    # A pod is told by the downward API, mostly under this name
+    node_name: Annotated[str, Field(pattern=_NODE_NAME)] = Field(default_factory=lambda: os.environ.get("NODE_NAME", ""))
+    event_min_size_bytes: Annotated[int, BeforeValidator(lambda value: parse_size(_text(value)))] = (
+        _DEFAULTS.event_min_size_bytes
+    )
+    node_condition: bool = _DEFAULTS.node_condition
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "console", "json"] = "auto"
 

@@ -38,6 +38,11 @@ class AgentSettings:
         namespaces: Defaults by Kubernetes namespace, in place of the node's.
         budget_seconds: The longest that the gate may hold a runtime back for one decision.
         keep_striker: Leave the striker running when the agent is stopped.
+        kubernetes: ``auto``: talk to the API server of the cluster that this is a pod of, if it is one; ``off``; or the
+            path of a kubeconfig.
+        node_name: This node's name in Kubernetes; empty: the host's.
+        event_min_size_bytes: A stop that gave back less makes no Event.
+        node_condition: Whether to set a condition on the node while kills can't be caught there.
         log_level: debug, info, warning or error.
         log_format: ``console``, ``json`` or ``auto`` (console on a terminal).
     """
@@ -52,6 +57,10 @@ class AgentSettings:
     namespaces: dict[str, Policy] = field(default_factory=dict)
     budget_seconds: float = 0.05
     keep_striker: bool = False
+    kubernetes: str = "auto"
+    node_name: str = ""
+    event_min_size_bytes: int = 256 << 20
+    node_condition: bool = False
     log_level: str = "info"
     log_format: str = "auto"
 

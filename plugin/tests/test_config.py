@@ -70,6 +70,10 @@ namespaces:
     boost: on
 budget-seconds: 80ms
 keep-striker: true
+kubernetes: /etc/kubernetes/agent.conf
+node-name: worker-1.example
+event-min-size-bytes: 1Gi
+node-condition: true
 log-level: debug
 log-format: json
 """
@@ -90,6 +94,10 @@ log-format: json
         },
         budget_seconds=0.08,
         keep_striker=True,
+        kubernetes="/etc/kubernetes/agent.conf",
+        node_name="worker-1.example",
+        event_min_size_bytes=1 << 30,
+        node_condition=True,
         log_level="debug",
         log_format="json",
     )

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from expedited import __version__, log
+from expedited.agent.cluster import link_to_kubernetes
 from expedited.agent.pod_cache import PodCache
 from expedited.agent.processes import give_back, measure
 from expedited.agent.sources import ContainerdSource, NriSource
 from expedited.agent.stops import StopLog
 from expedited.agent.striker import StrikerKeeper
-from expedited.api.backend import Status, Target
+from expedited.api.backend import GateLatency, Status, Target
 from expedited.api.relay import refuse_if_listened_at
 from expedited.api.server import serving
 from expedited.containerd import ContainerdClient
@@ -34,7 +35,8 @@ from expedited.stop import Stop
 from expedited.striker.link import StrikerUnreachable
 from expedited.teardown.report import Report
 
-if TYPE_CHECKING:  # loaded only where metrics are wanted: the library costs memory
+if TYPE_CHECKING:  # loaded only where they are wanted: each costs memory
+    from expedited.kube import KubernetesLink
     from expedited.metrics import Metrics
 
 __all__ = ["Agent", "run"]
@@ -81,6 +83,7 @@ class Agent:
             pod_ended=self._pod_ended,
         )
         self._containerd: ContainerdClient | None = None
+        self._kubernetes: KubernetesLink | None = None
         self._gate: dict[str, Any] = {}  # the striker's last status
         self._heard_up_to = (0.0, 0)  # which striker (its start), and the number of its last report
         self._news: list[dict[str, Any]] | None = None  # reports that came while older ones are being asked for
@@ -111,11 +114,18 @@ class Agent:
                 stack.push_async_callback(self._containerd.close)
                 source = ContainerdSource(self._containerd, self._inventory, gate=self._gate_quietly)
                 others.append(asyncio.create_task(source.run()))
+            self._kubernetes = link_to_kubernetes(settings, self._pod_leaves, lambda: self._striker.state)
+            if self._kubernetes is not None:
+                self._do(self._kubernetes.run())
             _log.info("the agent runs", version=__version__, mode=settings.policy.mode.value, api=settings.api_socket)
             for task in others:
                 task.add_done_callback(lambda done: None if done.cancelled() else stop.set())
             try:
                 await striker
+            except ExpeditedError as why:
+                if self._kubernetes is not None:
+                    await self._kubernetes.last_word(str(why))
+                raise
             finally:
                 for task in (*others, *self._chores):
                     task.cancel()
@@ -167,11 +177,20 @@ class Agent:
         self._striker.tell("leaving", ids=members)
         self._do(self._pod_cache.drop(sandbox_id))
 
+    def _pod_leaves(self, uid: str, why: str) -> None:
+        """Kubernetes knows before the kill that it will not come back: its page cache may go with it."""
+        members = [known.id for known in self._inventory if known.seen.pod_uid == uid]
+        if members:
+            _log.debug("a pod goes for good", pod=uid, why=why, containers=len(members))
+            self._striker.tell("leaving", ids=members)
+
     # -- what the striker tells ----------------------------------------------------------------------------------------
 
     def _striker_connected(self, status: dict[str, Any]) -> None:
         self._take_status(status)
         self._striker.tell_policies(self._inventory.policies(), default=self._settings.policy)
+        for uid in self._kubernetes.leaving if self._kubernetes is not None else ():
+            self._pod_leaves(uid, "told to another striker before")
         self._news = []
         self._do(self._catch_up(float(status["started_at"])))
 
@@ -216,6 +235,8 @@ class Agent:
         log.log_stop(stop)
         if self._metrics is not None:
             self._metrics.stop(stop)
+        if self._kubernetes is not None:
+            self._kubernetes.stop(stop)
 
     def _stop_of(self, report: Report) -> Stop:
         known = self._inventory.recall(report.container_id) if report.container_id else None
@@ -302,7 +323,21 @@ class Agent:
             gate_events=self._gate.get("events", 0),
             gate_overruns=self._gate.get("overruns", 0),
             gate_restarts=self._gate.get("restarts", 0),
+            kubernetes=self._kubernetes.state if self._kubernetes else "off",
+            source=self._gate.get("source", ""),
+            connections=self._connections(),
+            gate_latency=_latency(self._gate),
         )
+
+    def _connections(self) -> dict[str, int]:
+        made = {"striker": self._striker.connections}
+        if self._with_nri:
+            made["nri"] = self._nri.connections
+        if self._containerd is not None:
+            made["containerd"] = self._containerd.connections
+        if self._kubernetes is not None:
+            made["kubernetes"] = self._kubernetes.connections
+        return made
 
     def _do(self, chore: Coroutine[Any, Any, Any]) -> None:
         """Have something done beside everything else; what it raises is logged."""
@@ -318,3 +353,8 @@ class Agent:
         task = asyncio.create_task(chore)
         self._chores.add(task)
         task.add_done_callback(done)
+
+
+def _latency(gate: dict[str, Any]) -> GateLatency | None:
+    counts = gate.get("latency_counts")
+    return GateLatency(tuple(counts), gate["latency_sum_seconds"]) if counts else None

@@ -55,6 +55,7 @@ class NriSource(Handlers):
         pod_ended: Callable[[str], None],
     ) -> None:
         self.state = "not connected"
+        self.connections = 0  #: how often the runtime has taken us in
         self._inventory = inventory
         self._runtime_namespace = runtime_namespace
         self._gate = gate
@@ -63,6 +64,7 @@ class NriSource(Handlers):
 
     def connected(self, runtime_name: str, version: str) -> None:
         self.state = "ok"
+        self.connections += 1
         _log.info("NRI: the runtime has taken the plugin in", runtime=runtime_name, version=version)
 
     def disconnected(self, why: str) -> None:

@@ -68,6 +68,7 @@ class StrikerKeeper:
         self.state = "starting"
         self.supervisor_pid = 0
         self.pid = 0
+        self.connections = 0  #: how often there was a new link
         self._settings = settings
         self._connected = connected
         self._heard = heard
@@ -162,6 +163,7 @@ class StrikerKeeper:
             await self._end()
             status = await self._take(await self._start())
         self.state = "ok"
+        self.connections += 1
         _log.info("the kill gate is up", source=status["source"], kernel=status["kernel"], pid=self.pid)
         self._connected(status)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from expedited.sighting import Container
 from expedited.stop import Stop
 
-__all__ = ["Backend", "ProcessStatus", "Status", "Target"]
+__all__ = ["Backend", "GateLatency", "ProcessStatus", "Status", "Target"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +42,29 @@ class ProcessStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class GateLatency:
+    """How long the gate has held those who opened a state file, since its start.
+
+    Attributes:
+        counts: By bucket of :data:`expedited.striker.latency.BOUNDS_SECONDS`, the last for what is above all.
+    """
+
+    counts: tuple[int, ...]
+    sum_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """How the agent and what it is connected to are.
 
     Attributes:
-        striker: ``ok``, or what is wrong with it, in a few words; so ``nri`` and ``containerd`` (``off``: not configured).
+        striker: ``ok``, or what is wrong with it, in a few words; so ``nri``, ``containerd`` and ``kubernetes``
+            (``off``: not configured).
         kernel: What the kernel offers the strike: stock, reap-kill or reap-kill+keep-file.
         started_at: Seconds since the epoch.
+        source: How kills are seen: fanotify, or an observer that sees them only when they have happened.
+        connections: How often each connection was made, by what it is to.
+        gate_latency: None before the gate has told of it.
     """
 
     version: str
@@ -64,6 +80,10 @@ class Status:
     gate_events: int
     gate_overruns: int
     gate_restarts: int
+    kubernetes: str = "off"
+    source: str = ""
+    connections: Mapping[str, int] = field(default_factory=dict)
+    gate_latency: GateLatency | None = None
 
 
 class Backend(Protocol):

@@ -125,6 +125,8 @@ def status_to_pb(status: Status) -> pb.Status:
         gate_events=status.gate_events,
         gate_overruns=status.gate_overruns,
         gate_restarts=status.gate_restarts,
+        kubernetes=status.kubernetes,
+        source=status.source,
     )
 
 

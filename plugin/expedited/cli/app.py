@@ -73,6 +73,8 @@ def run(
     keep_striker: Annotated[
         bool | None, typer.Option("--keep-striker", help="Leave the striker at work when the agent is stopped.")
     ] = None,
+    kubernetes: Annotated[str | None, typer.Option(help="auto, off or the path of a kubeconfig.")] = None,
+    node_name: Annotated[str | None, typer.Option(help="This node's name in Kubernetes.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(help="auto, console or json.")] = None,
 ) -> None:
@@ -91,6 +93,8 @@ def run(
             "metrics-address": metrics_address,
             "budget-seconds": budget,
             "keep-striker": keep_striker,
+            "kubernetes": kubernetes,
+            "node-name": node_name,
             "log-level": log_level,
             "log-format": log_format,
         },

@@ -38,7 +38,7 @@ def _table(status: pb.Status) -> Table:
     table.add_column(overflow="fold")
     since = datetime.fromtimestamp(status.started_at).strftime("%Y-%m-%d %H:%M:%S")
     table.add_row("agent", f"{status.version}, since {since}")
-    for name in ("striker", "nri", "containerd"):
+    for name in ("striker", "nri", "containerd", "kubernetes"):
         table.add_row(name, getattr(status, name))
     table.add_row("kernel", status.kernel or "-")
     table.add_row("containers", f"{status.containers} known, {status.gated} gated")

@@ -84,6 +84,7 @@ class ContainerdClient:
         self.namespace = namespace
         self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=_CHANNEL_OPTIONS)
         self.state = _NEVER_CONNECTED
+        self.connections = 0  #: how often the subscription has begun
 
     async def __aenter__(self) -> Self:
         return self
@@ -193,6 +194,7 @@ class ContainerdClient:
                 stream = call(request)
                 await asyncio.sleep(0)
                 self._tell(f"containerd {version} answers")
+                self.connections += 1
                 if on_connected is not None:
                     await on_connected()
                 pause = _FIRST_PAUSE_SECONDS

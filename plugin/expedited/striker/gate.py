@@ -11,18 +11,17 @@ import os
 import select
 import threading
 import time
-from array import array
 from collections.abc import Callable
 
 from expedited.striker import fanotify
 from expedited.striker.argv import Command, parse
 from expedited.striker.fanotify import FAN_OPEN_EXEC_PERM, Event
+from expedited.striker.latency import Latencies
 from expedited.striker.roots import Roots
 
 __all__ = ["Counters", "Gate", "Hold"]
 
 _ROUND_SECONDS = 0.2
-_LATENCIES_KEPT = 2048
 
 
 class Counters:
@@ -33,19 +32,7 @@ class Counters:
         self.kills = 0
         self.executions = 0
         self.overruns = 0  #: answered by the budget, not by the decision
-        self.latencies_us = array("f")
-
-    def note_latency(self, seconds: float) -> None:
-        """From reading an event to its answer; the last 2,048 are kept."""
-        if len(self.latencies_us) < _LATENCIES_KEPT:
-            self.latencies_us.append(seconds * 1e6)
-        else:
-            self.latencies_us[self.events % _LATENCIES_KEPT] = seconds * 1e6
-
-    def percentile_us(self, share: float) -> float | None:
-        """Of the kept latencies; None before the first event."""
-        ordered = sorted(self.latencies_us)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
+        self.latencies = Latencies()
 
 
 class Hold:
@@ -75,7 +62,7 @@ class Hold:
                 return False
             self._answered = True
         fanotify.allow(self._gate.group, self.descriptor)
-        self._gate.counters.note_latency(time.monotonic() - self.seen)
+        self._gate.counters.latencies.note(time.monotonic() - self.seen)
         return True
 
     def release(self) -> None:
@@ -182,7 +169,7 @@ class Gate:
         finally:
             if not held:
                 fanotify.allow(self.group, event.fd)
-                counters.note_latency(time.monotonic() - now)
+                counters.latencies.note(time.monotonic() - now)
                 if cmdline:
                     self._on_start(cmdline, event.fd)
                 os.close(event.fd)

@@ -101,8 +101,10 @@ def run(options: Options, heartbeat: Heartbeat, log: Callable[[str], None]) -> i
             "executions": counters.executions,
             "overruns": counters.overruns,
             "restarts": heartbeat.restarts,
-            "latency_p50_us": counters.percentile_us(0.5),
-            "latency_p99_us": counters.percentile_us(0.99),
+            "latency_p50_us": counters.latencies.percentile_us(0.5),
+            "latency_p99_us": counters.latencies.percentile_us(0.99),
+            "latency_counts": counters.latencies.counts.tolist(),
+            "latency_sum_seconds": counters.latencies.sum_seconds,
             "active": stops.active,
             "stops": stops.number,
         }

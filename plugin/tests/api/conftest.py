@@ -36,6 +36,8 @@ STATUS = Status(
     gate_events=1000,
     gate_overruns=2,
     gate_restarts=1,
+    kubernetes="ok",
+    source="fanotify",
 )
 
 
