@@ -20,14 +20,19 @@ def show_stops(settings: AgentSettings, *, prefix: str, follow: bool, limit: int
     """Print them, the oldest first; with ``follow`` until Ctrl-C."""
     terminal = console()
     with ApiClient(settings.api_socket) as agent:
+        found = [stop for stop in reversed(agent.stops()) if _is_of(stop, prefix)]
         if not follow:
-            found = [stop for stop in reversed(agent.stops()) if _is_of(stop, prefix)]
             _print(found[-limit:] if limit else found, terminal, steps=steps, as_json=as_json)
             return
+        unwanted = len(found) - limit if limit else 0
         try:
             for stop in agent.watch(replay=True):
-                if _is_of(stop, prefix):
-                    _print([stop], terminal, steps=steps, as_json=as_json, headings=False)
+                if not _is_of(stop, prefix):
+                    continue
+                if unwanted > 0:
+                    unwanted -= 1
+                    continue
+                _print([stop], terminal, steps=steps, as_json=as_json, headings=False)
         except KeyboardInterrupt:
             pass
 

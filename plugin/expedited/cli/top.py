@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
+import os
+import select
+import sys
+import termios
+import tty
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -21,22 +27,43 @@ _STOPS_AT_MOST = 8
 
 
 def show_top(settings: AgentSettings, *, once: bool, every_seconds: float, as_json: bool) -> None:
-    """Show it until Ctrl-C, or once."""
+    """Show it until q or Ctrl-C, or once."""
     terminal = console()
     with ApiClient(settings.api_socket) as agent:
         if as_json:
-            print(json.dumps({"containers": [to_plain(each) for each in agent.containers()]}))
+            containers, stops = agent.containers(), agent.stops(_STOPS_AT_MOST)
+            print(json.dumps({"containers": [*map(to_plain, containers)], "stops": [*map(to_plain, stops)]}))
             return
         if once or not terminal.is_terminal:
             terminal.print(_picture(agent, rows=None))
             return
         try:
-            with Live(_picture(agent, rows=terminal.height), console=terminal, screen=True, auto_refresh=False) as live:
-                while True:
-                    time.sleep(every_seconds)
+            first = _picture(agent, rows=terminal.height)
+            with Live(first, console=terminal, screen=True, auto_refresh=False) as live, _keys() as pressed:
+                while pressed(every_seconds) != b"q":
                     live.update(_picture(agent, rows=terminal.height), refresh=True)
         except KeyboardInterrupt:
             pass
+
+
+@contextmanager
+def _keys() -> Iterator[Callable[[float], bytes]]:
+    """Gives a function that waits so many seconds for a key; without a terminal to read from it only waits."""
+    keyboard = sys.stdin.fileno() if sys.stdin.isatty() else None
+
+    def pressed(seconds: float) -> bytes:
+        watched = [] if keyboard is None else [keyboard]
+        return os.read(watched[0], 1) if select.select(watched, [], [], seconds)[0] else b""
+
+    if keyboard is None:
+        yield pressed
+        return
+    before = termios.tcgetattr(keyboard)
+    tty.setcbreak(keyboard)  # a key counts at once, and is not shown
+    try:
+        yield pressed
+    finally:
+        termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
 
 
 def _picture(agent: ApiClient, rows: int | None) -> RenderableType:
