@@ -301,18 +301,31 @@ def run_dir() -> Iterator[Path]:
         yield Path(directory)
 
 
-@pytest.fixture
-def start_agent(run_dir: Path) -> Iterator[Callable[..., AgentProcess]]:
-    """``start_agent(*flags, ready=True) -> AgentProcess``: with no runtime unless flags say so; ended after the test."""
+@contextmanager
+def _agents(run_dir: Path) -> Iterator[Callable[..., AgentProcess]]:
     agents: list[AgentProcess] = []
 
-    def start(*flags: str, ready: bool = True, run_dir: Path = run_dir) -> AgentProcess:
-        agent = AgentProcess(Path(run_dir), "--nri-socket=", "--containerd-socket=", *flags)
+    def start(*flags: str, ready: bool = True) -> AgentProcess:
+        agent = AgentProcess(run_dir, "--nri-socket=", "--containerd-socket=", *flags)
         agents.append(agent)
         if ready:
             agent.wait_told("the kill gate is up")
         return agent
 
-    yield start
-    for agent in reversed(agents):
-        agent.close()
+    with ExitStack() as stack:
+        stack.callback(lambda: [stack.callback(agent.close) for agent in agents])
+        yield start
+
+
+@pytest.fixture
+def start_agent(run_dir: Path) -> Iterator[Callable[..., AgentProcess]]:
+    """``start_agent(*flags, ready=True) -> AgentProcess``: with no runtime unless flags say so; ended after the test."""
+    with _agents(Path(run_dir)) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def start_lasting_agent() -> Iterator[Callable[..., AgentProcess]]:
+    """The same, in a directory of its own, for one that serves a whole module."""
+    with tempfile.TemporaryDirectory(prefix="expedited-run-") as directory, _agents(Path(directory)) as start:
+        yield start
