@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Reaps against everything else that touches the same pages: truncate, hole punching and rewriting, reads and writes with
+ * content checks, MADV_*, compaction (migration), reclaim, drop_caches. Passes if no content was wrong; the run script looks
+ * at the kernel's log.
+ */
+#include "mrelease.h"
+
+#define STEADY_BYTES (16 * MIB)	/* never changes: whoever reads it checks it */
+#define MOVING_BYTES (8 * MIB)	/* is truncated, punched and rewritten all the time */
+#define BLOCK (64 * 1024)
+
+static const char *steady, *moving;
+static struct cgroup group;
+
+static bool over(void)
+{
+	return __atomic_load_n(&shared->go, __ATOMIC_SEQ_CST);
+}
+
+static void wrong(const char *where)
+{
+	__atomic_fetch_add(&shared->result, 1, __ATOMIC_SEQ_CST);
+	printf("# wrong content: %s\n", where);
+	fflush(stdout);
+}
+
+/* A block holds the pattern of one seed, its first word says which; or zeros, where a hole is or a write is under way. */
+static bool block_is_whole(const void *block, uint64_t offset)
+{
+	const uint64_t *words = block;
+	uint64_t seed = words[0] ^ pattern(offset, 0);
+
+	for (size_t i = 0; i < BLOCK / 8; i++)
+		if (words[i] && words[i] != pattern(offset + i * 8, seed))
+			return false;
+	return true;
+}
+
+static void victim(void *number)
+{
+	cgroup_enter(&group);
+	int fd = open(steady, O_RDONLY), moving_fd = open(moving, O_RDWR);
+	char *map = mmap(NULL, STEADY_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+	char *other = mmap(NULL, MOVING_BYTES, PROT_READ, MAP_PRIVATE, moving_fd, 0);
+	volatile char sum = 0;
+
+	touched(4 * MIB);
+	for (size_t i = 0; i < STEADY_BYTES; i += 4096) {
+		if (i / 4096 % 16 == (size_t)number % 16)
+			map[i] = 1; /* a private copy in the middle of a folio */
+		else
+			sum += map[i];
+	}
+	report_ready();
+	/* May fault beyond the end of a truncated file: SIGBUS is as good as a kill. */
+	for (size_t i = 0;; i = (i + 4096) % MOVING_BYTES) {
+		sum += other[i];
+		if (i % (64 * 4096) == 0)
+			madvise(map, STEADY_BYTES, i / 4096 % 128 ? MADV_COLD : MADV_DONTNEED);
+		sum += map[i];
+	}
+}
+
+static void rewrites(void *unused)
+{
+	static char block[BLOCK];
+	int fd = open(moving, O_RDWR);
+	uint64_t seed = 1;
+
+	while (!over()) {
+		for (size_t at = 0; at < MOVING_BYTES; at += BLOCK, seed++) {
+			if (at / BLOCK % 3 == seed % 3)
+				fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, BLOCK);
+			fill_pattern(block, BLOCK, at, seed);
+			if (pwrite(fd, block, BLOCK, at) != BLOCK)
+				wrong("short write");
+			/* The only writer reads back what it wrote. */
+			memset(block, 0, BLOCK);
+			if (pread(fd, block, BLOCK, at) != BLOCK || !holds_pattern(block, BLOCK, at, seed))
+				wrong("read back");
+		}
+		fdatasync(fd);
+		for (size_t at = 0; at < MOVING_BYTES; at += BLOCK)
+			if (pread(fd, block, BLOCK, at) != BLOCK || !block_is_whole(block, at))
+				wrong("after fdatasync");
+		if (seed % 5 == 0 && (ftruncate(fd, MOVING_BYTES / 2) || ftruncate(fd, MOVING_BYTES)))
+			wrong("truncate");
+	}
+	_exit(0);
+}
+
+static void reads(void *unused)
+{
+	while (!over())
+		if (!file_holds_pattern(steady, STEADY_BYTES, 21))
+			wrong("reader of a file that never changes");
+	_exit(0);
+}
+
+static void maps(void *unused)
+{
+	int fd = open(steady, O_RDONLY);
+
+	while (!over()) {
+		char *map = mmap(NULL, STEADY_BYTES, PROT_READ, MAP_SHARED, fd, 0);
+
+		if (!holds_pattern(map, STEADY_BYTES, 0, 21))
+			wrong("mapper of a file that never changes");
+		munmap(map, STEADY_BYTES);
+	}
+	_exit(0);
+}
+
+static void presses(void *unused)
+{
+	for (int i = 0; !over(); i++) {
+		cgroup_write(&group, "memory.reclaim", "4M");
+		if (i % 7 == 0)
+			write_text("/proc/sys/vm/compact_memory", "1");
+		if (i % 31 == 0)
+			write_text("/proc/sys/vm/drop_caches", "1");
+		usleep(20000);
+	}
+	_exit(0);
+}
+
+int main(void)
+{
+	int seconds = atoi(getenv("MRELEASE_STRESS_SECONDS") ?: "60"), kills = 0, bad = 0;
+	victim_fn others[] = { rewrites, reads, maps, presses };
+	pid_t pids[4];
+
+	steady = strdup(work_path("steady"));
+	moving = strdup(work_path("moving"));
+	make_file(steady, STEADY_BYTES, 21);
+	make_file(moving, MOVING_BYTES, 22);
+	shared_new();
+	struct shared *all = shared;
+
+	group = cgroup_new("stress");
+	for (int i = 0; i < 4; i++)
+		pids[i] = spawn(others[i], NULL);
+	for (double end = now() + seconds; now() < end; kills++) {
+		shared = NULL; /* the victim's own */
+		pid_t pid = spawn_ready(victim, (void *)(long)kills);
+		int pidfd = pidfd_open_or_die(pid, 0);
+
+		usleep(kills * 1009 % 15000);
+		int ret = kill_and_reap(pidfd, kills % 4 || !has_flag(PROCESS_MRELEASE_KEEP_FILE) ? 0 : PROCESS_MRELEASE_KEEP_FILE);
+
+		if ((ret && ret != -ESRCH) || !gone_within(pidfd) || waitpid(pid, NULL, 0) != pid)
+			bad++;
+		close(pidfd);
+		munmap(shared, sizeof(*shared));
+		shared = all;
+	}
+	__atomic_store_n(&shared->go, 1, __ATOMIC_SEQ_CST);
+	for (int i = 0; i < 4; i++)
+		waitpid(pids[i], NULL, 0);
+	sync();
+	write_text("/proc/sys/vm/drop_caches", "3");
+	bool right = file_holds_pattern(steady, STEADY_BYTES, 21);
+
+	tap(!bad && !shared->result && right && kills > 0, "reap_against_everything_else",
+	    "%d kills in %d s, %d went wrong, %d wrong contents", kills, seconds, bad, shared->result);
+	figure("stress_kills", "%d", kills, "kills");
+	unlink(steady);
+	unlink(moving);
+	cgroup_remove(&group);
+	return tap_end();
+}
