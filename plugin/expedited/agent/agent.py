@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # loaded only where they are wanted: each costs memory
 __all__ = ["Agent", "run"]
 
 _STATUS_SECONDS = 5.0
+_NAMES_SECONDS = 2.0
 #: A strike answers at its own deadline; the answer then still has to come.
 _ANSWER_SLACK_SECONDS = 5.0
 
@@ -83,6 +84,7 @@ class Agent:
             pod_ended=self._pod_ended,
         )
         self._containerd: ContainerdClient | None = None
+        self._listed: asyncio.Event | None = None  # by containerd, for the first time
         self._kubernetes: KubernetesLink | None = None
         self._gate: dict[str, Any] = {}  # the striker's last status
         self._heard_up_to = (0.0, 0)  # which striker (its start), and the number of its last report
@@ -104,6 +106,7 @@ class Agent:
 
                 self._metrics = Metrics()
                 stack.callback(self._metrics.serve(settings.metrics_address))
+            self._kubernetes = link_to_kubernetes(settings, self._pod_leaves, lambda: self._striker.state)
             await stack.enter_async_context(serving(self, settings.api_socket))
             striker = asyncio.create_task(self._striker.run(stop))
             others = [asyncio.create_task(self._keep_status())]
@@ -113,8 +116,8 @@ class Agent:
                 self._containerd = ContainerdClient(settings.containerd_socket, settings.cri_namespace)
                 stack.push_async_callback(self._containerd.close)
                 source = ContainerdSource(self._containerd, self._inventory, gate=self._gate_quietly)
+                self._listed = source.listed
                 others.append(asyncio.create_task(source.run()))
-            self._kubernetes = link_to_kubernetes(settings, self._pod_leaves, lambda: self._striker.state)
             if self._kubernetes is not None:
                 self._do(self._kubernetes.run())
             _log.info("the agent runs", version=__version__, mode=settings.policy.mode.value, api=settings.api_socket)
@@ -200,6 +203,10 @@ class Agent:
         after = number if before == started_at else 0
         self._heard_up_to = (started_at, after)
         try:
+            if not before and self._listed is not None:
+                # Or the reports that our predecessor missed would be of containers whose names nobody knows yet
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._listed.wait(), _NAMES_SECONDS)
             more = True
             while more:
                 answer = await self._striker.ask("reports", after=after)

@@ -75,6 +75,9 @@ def run(
     ] = None,
     kubernetes: Annotated[str | None, typer.Option(help="auto, off or the path of a kubeconfig.")] = None,
     node_name: Annotated[str | None, typer.Option(help="This node's name in Kubernetes.")] = None,
+    event_min_size: Annotated[
+        str | None, typer.Option(help="No Event for a stop that gave back less, such as 256Mi.")
+    ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(help="auto, console or json.")] = None,
 ) -> None:
@@ -95,6 +98,7 @@ def run(
             "keep-striker": keep_striker,
             "kubernetes": kubernetes,
             "node-name": node_name,
+            "event-min-size-bytes": event_min_size,
             "log-level": log_level,
             "log-format": log_format,
         },
