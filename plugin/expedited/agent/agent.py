@@ -37,7 +37,7 @@ from expedited.teardown.report import Report
 
 if TYPE_CHECKING:  # loaded only where they are wanted: each costs memory
     from expedited.kube import KubernetesLink
-    from expedited.metrics import Metrics
+    from expedited.metrics.exporter import Metrics
 
 __all__ = ["Agent", "run"]
 
@@ -73,7 +73,7 @@ class Agent:
         self._preinstalled = "NRI_PLUGIN_SOCKET" in os.environ  # started by the runtime, as a plugin of its own
         self._with_nri = bool(settings.nri_socket) or self._preinstalled
         self._stops = StopLog()
-        self._pod_cache = PodCache()
+        self._pod_cache = PodCache(self._pod_cache_dropped)
         self._inventory = Inventory(settings, self._policies_changed)
         self._striker = StrikerKeeper(settings, connected=self._striker_connected, heard=self._striker_said)
         self._nri = NriSource(
@@ -102,7 +102,7 @@ class Agent:
         await refuse_if_listened_at(settings.api_socket)
         async with AsyncExitStack() as stack:
             if settings.metrics_address:
-                from expedited.metrics import Metrics
+                from expedited.metrics.exporter import Metrics
 
                 self._metrics = Metrics()
                 stack.callback(self._metrics.serve(settings.metrics_address))
@@ -186,6 +186,10 @@ class Agent:
         if members:
             _log.debug("a pod goes for good", pod=uid, why=why, containers=len(members))
             self._striker.tell("leaving", ids=members)
+
+    def _pod_cache_dropped(self, count: int) -> None:
+        if self._metrics is not None:
+            self._metrics.pod_cache_dropped(count)
 
     # -- what the striker tells ----------------------------------------------------------------------------------------
 
@@ -334,6 +338,7 @@ class Agent:
             source=self._gate.get("source", ""),
             connections=self._connections(),
             gate_latency=_latency(self._gate),
+            kubernetes_events=self._kubernetes.events if self._kubernetes else None,
         )
 
     def _connections(self) -> dict[str, int]:

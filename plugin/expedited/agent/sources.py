@@ -143,11 +143,15 @@ class ContainerdSource:
         client: The connection; closed by whoever made it.
         inventory: Where to.
         gate: Awaited for each container that starts.
+
+    Attributes:
+        listed: Set once all containers, also those that have ended, were listed for the first time.
     """
 
     def __init__(
         self, client: ContainerdClient, inventory: Inventory, *, gate: Callable[[str], Awaitable[None]]
     ) -> None:
+        self.listed = asyncio.Event()
         self._client = client
         self._inventory = inventory
         self._gate = gate
@@ -180,6 +184,7 @@ class ContainerdSource:
             containers = await self._client.containers(namespace)
             sightings = [container.sighting(tasks.get(container.id)) for container in containers]
             self._inventory.reconcile(Source.CONTAINERD, sightings, at=asked_at, runtime_namespace=namespace)
+        self.listed.set()
 
     async def _take(self, event: Event) -> None:
         match event:

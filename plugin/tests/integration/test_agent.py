@@ -301,7 +301,9 @@ def test_a_striker_goes_on_without_its_agent_and_the_next_agent_learns_of_it(
     assert (after["striker"], after["supervisor"]) == (before["striker"], before["supervisor"])
     assert after["agent"] != before["agent"]
     with second.ask() as asked:
-        numbers = [stop.number for stop in asked.stops()]
+        stops = asked.stops()
+    assert {stop.pod.uid for stop in stops} == {pod.uid}
+    numbers = [stop.number for stop in stops]
     assert numbers == list(range(len(hogs), 0, -1))  # none twice, none missed
     first.process.returncode = 0  # it was killed by this test, and owes no orderly end
 
