@@ -62,7 +62,7 @@ def kill(
         print(json.dumps({"stops": [to_plain(stop) for stop in stops]}))
     else:
         terminal = console()
-        terminal.print(stops_table(stops))
+        terminal.print(stops_table(stops, width=terminal.width))
         for stop in stops:
             print_steps(stop, terminal)
     return 1 if any(stop.outcome in _NOT_DONE for stop in stops) else 0

@@ -52,7 +52,7 @@ def _print(stops: list[pb.Stop], terminal: Console, *, steps: bool, as_json: boo
         terminal.print("no stops yet")
         return
     for group in [[stop] for stop in stops] if steps else [stops]:
-        table = stops_table(group)
+        table = stops_table(group, width=terminal.width)
         table.show_header = headings and group[0] is stops[0]
         terminal.print(table)
         if steps:

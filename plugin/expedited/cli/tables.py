@@ -13,25 +13,28 @@ from rich.text import Text
 from expedited.pb.v1 import expedited_pb2 as pb
 from expedited.quantity import format_seconds, format_size
 
-__all__ = ["console", "containers_table", "outcome_text", "print_steps", "stop_row", "stops_table"]
+__all__ = ["console", "containers_table", "outcome_text", "print_steps", "stops_table"]
 
 _STYLES = {"struck": "green", "observed": "cyan", "skipped": "dim", "deadline": "yellow", "failed": "bold red"}
 _SHORT_ID = 12
 _WIDE = 160
 _HEADINGS = ("time", "container", "outcome", "back", "after", "gone", "order", "trigger")
 _RIGHT = ("back", "after", "gone")
+# The last of the headings, for which a narrow terminal has no room beside names
+_ONLY_WIDE = 2
+_NARROW = 110
 
 
-def stops_table(stops: Iterable[pb.Stop], title: str | None = None) -> Table:
-    """One row a stop."""
-    table = _table(_HEADINGS, _RIGHT, title)
+def stops_table(stops: Iterable[pb.Stop], title: str | None = None, *, width: int = _WIDE) -> Table:
+    """One row a stop; with the less important columns only where there is the width."""
+    columns = len(_HEADINGS) if width >= _NARROW else len(_HEADINGS) - _ONLY_WIDE
+    table = _table(_HEADINGS[:columns], _RIGHT, title)
     for stop in stops:
-        table.add_row(*stop_row(stop))
+        table.add_row(*_stop_row(stop)[:columns])
     return table
 
 
-def stop_row(stop: pb.Stop) -> tuple[str | Text, ...]:
-    """The columns of :func:`stops_table`."""
+def _stop_row(stop: pb.Stop) -> tuple[str | Text, ...]:
     return (
         datetime.fromtimestamp(stop.started_at).strftime("%H:%M:%S"),
         _label(stop.pod, stop.container_name, stop.container_id or stop.cgroup),

@@ -35,13 +35,13 @@ def show_top(settings: AgentSettings, *, once: bool, every_seconds: float, as_js
             print(json.dumps({"containers": [*map(to_plain, containers)], "stops": [*map(to_plain, stops)]}))
             return
         if once or not terminal.is_terminal:
-            terminal.print(_picture(agent, rows=None))
+            terminal.print(_picture(agent, terminal.width))
             return
         try:
-            first = _picture(agent, rows=terminal.height)
+            first = _picture(agent, terminal.width, terminal.height)
             with Live(first, console=terminal, screen=True, auto_refresh=False) as live, _keys() as pressed:
                 while pressed(every_seconds) != b"q":
-                    live.update(_picture(agent, rows=terminal.height), refresh=True)
+                    live.update(_picture(agent, terminal.width, terminal.height), refresh=True)
         except KeyboardInterrupt:
             pass
 
@@ -66,9 +66,11 @@ def _keys() -> Iterator[Callable[[float], bytes]]:
         termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
 
 
-def _picture(agent: ApiClient, rows: int | None) -> RenderableType:
+def _picture(agent: ApiClient, width: int, rows: int | None = None) -> RenderableType:
     containers = sorted(agent.containers(), key=lambda each: -each.memory.anon_bytes)
-    stops = agent.stops(_STOPS_AT_MOST)
+    # A pod's pause, which is too small to be struck, is no news
+    stops = [stop for stop in agent.stops(4 * _STOPS_AT_MOST) if stop.container_name or stop.outcome != "skipped"]
+    stops = stops[:_STOPS_AT_MOST]
     status = agent.status()
     held = sum(each.memory.anon_bytes for each in containers)
     head = Text(
@@ -81,4 +83,4 @@ def _picture(agent: ApiClient, rows: int | None) -> RenderableType:
     # The rest of a screen: heading, two table heads, a blank line
     shown = containers if rows is None else containers[: max(1, rows - len(stops) - 6)]
     more = f"and {len(containers) - len(shown)} more" if len(shown) < len(containers) else ""
-    return Group(head, containers_table(shown), Text(more), stops_table(stops, "recent stops"))
+    return Group(head, containers_table(shown), Text(more), stops_table(stops, "recent stops", width=width))
