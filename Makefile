@@ -47,7 +47,8 @@ test-kernel:  ## Kernel selftests on patched and stock, in a virtual machine (KE
 test-kernel-all:  ## The same on 6.12, on x86_64 by QEMU and with the debug configuration too: hours
 	@e2e/vm/kernel-tests --all $(KERNEL_TESTS)
 
-test-vm: setup  ## The teardown engine's tests on cgroup v2 and the patched kernel (SERIES=stock TEST="-k reap")
+test-vm: setup  ## The virtual machine's own tests, then the teardown engine's in it on cgroup v2 and the patched kernel (SERIES=stock TEST="-k reap")
 	@deploy/kernel/build --version $(VERSION) --series $(SERIES) >/dev/null
+	$(RUN) pytest e2e/vm
 	e2e/vm/run --kernel $(SERIES) --version $(VERSION) --memory 3G -- \
 		$(RUN) pytest -p no:cacheprovider plugin/tests/teardown $(TEST)
