@@ -184,6 +184,25 @@ def doctor(config: _Config = None, run_dir: _RunDir = None, json: _Json = False)
 
 
 @app.command()
+def install(
+    host: Annotated[
+        bool, typer.Option("--host", help="Put the agent onto this node, which has no Kubernetes.")
+    ] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Take it back, without a trace.")] = False,
+    start_by: Annotated[
+        str | None, typer.Option(help="systemd, or nri: the runtime itself [default: systemd where it runs].")
+    ] = None,
+    root: Annotated[Path, typer.Option(help="The node's root directory, to prepare an image; starts nothing.")] = Path(
+        "/"
+    ),
+) -> None:
+    """Put the agent onto a node without Kubernetes (a unit, or an NRI plugin; NRI on in containerd), or take it back."""
+    from expedited.cli.install import change_host
+
+    change_host(host=host, remove=remove, start_by=start_by, root=root)
+
+
+@app.command()
 def demo(
     pairs: Annotated[int, typer.Option(help="Stops of each kind in each scenario.")] = 5,
     scenario: Annotated[list[str] | None, typer.Option(help="Only this one; again for more.")] = None,
