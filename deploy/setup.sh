@@ -25,7 +25,7 @@ install_packages() {
     done
     [ -z "$missing" ] && return
     say "apt-get install$missing"
-    # No service starts because of us: redis-server's package would start one.
+    # No service starts because of us: the packages of redis-server and prometheus would each start one.
     policy=/usr/sbin/policy-rc.d
     if [ ! -e "$policy" ]; then
         printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
@@ -48,7 +48,7 @@ install_tool() {  # from PyPI, beside the checkout's own environment
 log=$(mktemp)
 command -v apt-get >/dev/null || fail "no apt-get: this is for Debian; docs/architecture.md says what is needed elsewhere"
 
-install_packages ca-certificates gcc libc6-dev make python3 stress-ng redis-server redis-tools tini
+install_packages ca-certificates gcc libc6-dev make python3 stress-ng redis-server redis-tools tini openssl prometheus
 
 # A runtime: the distribution's if it is recent enough, else built once from Go modules (deploy/runtime).
 offered=$(apt-cache policy containerd 2>/dev/null | sed -n 's/.*Candidate: //p')

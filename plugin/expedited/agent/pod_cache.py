@@ -8,6 +8,7 @@ the pod's cgroup. kubelet removes that one next; until then its cache can be giv
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import structlog
 
@@ -22,9 +23,14 @@ _log = structlog.get_logger(__name__)
 
 
 class PodCache:
-    """The pods' cgroups by sandbox, learnt while their containers run. Used from one event loop."""
+    """The pods' cgroups by sandbox, learnt while their containers run. Used from one event loop.
 
-    def __init__(self) -> None:
+    Args:
+        dropped: Told of the bytes of page cache that were given back.
+    """
+
+    def __init__(self, dropped: Callable[[int], None] = lambda count: None) -> None:
+        self._dropped = dropped
         self._cgroups: dict[str, str] = {}
 
     async def learn(self, container: Container) -> None:
@@ -45,6 +51,7 @@ class PodCache:
             return
         dropped = await asyncio.to_thread(_drop, path)
         if dropped:
+            self._dropped(dropped)
             _log.info("the page cache of a pod that has gone was given back", cgroup=path, bytes=dropped)
 
     def forget(self, sandbox_id: str) -> None:

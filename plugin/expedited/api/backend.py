@@ -65,6 +65,7 @@ class Status:
         source: How kills are seen: fanotify, or an observer that sees them only when they have happened.
         connections: How often each connection was made, by what it is to.
         gate_latency: None before the gate has told of it.
+        kubernetes_events: How many Events the cluster took, and never got; None where there is no cluster.
     """
 
     version: str
@@ -84,6 +85,7 @@ class Status:
     source: str = ""
     connections: Mapping[str, int] = field(default_factory=dict)
     gate_latency: GateLatency | None = None
+    kubernetes_events: tuple[int, int] | None = None
 
 
 class Backend(Protocol):
