@@ -8,6 +8,7 @@ import sys
 from typing import NoReturn
 
 from expedited.settings import AgentSettings
+from expedited.striker.cgroup_namespace import join_nodes
 
 __all__ = ["become_agent"]
 
@@ -15,6 +16,9 @@ __all__ = ["become_agent"]
 def become_agent(settings: AgentSettings) -> NoReturn:
     """Become the resident agent, which has none of the libraries that read the configuration in its memory."""
     sys.stdout.flush()
+    not_joined = join_nodes()
+    if not_joined:
+        print(f"expedited: cgroups are seen from a namespace of our own ({not_joined})", file=sys.stderr, flush=True)
     # From here on Ctrl-C is the agent's, which hears it as soon as it has ears
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     # Docstrings stay on disk; and glibc would give each of gRPC's threads an arena of its own, which costs more memory
