@@ -90,6 +90,8 @@ class Agent:
         self._heard_up_to = (0.0, 0)  # which striker (its start), and the number of its last report
         self._news: list[dict[str, Any]] | None = None  # reports that came while older ones are being asked for
         self._metrics: Metrics | None = None
+        self._closing = asyncio.Event()  # the gate is to end, with the agent or before it
+        self._gate_ended = asyncio.Event()
         self._chores: set[asyncio.Task[Any]] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -108,8 +110,9 @@ class Agent:
                 stack.callback(self._metrics.serve(settings.metrics_address))
             self._kubernetes = link_to_kubernetes(settings, self._pod_leaves, lambda: self._striker.state)
             await stack.enter_async_context(serving(self, settings.api_socket))
-            striker = asyncio.create_task(self._striker.run(stop))
-            others = [asyncio.create_task(self._keep_status())]
+            striker = asyncio.create_task(self._striker.run(self._closing))
+            striker.add_done_callback(lambda done: self._gate_ended.set())
+            others = [asyncio.create_task(self._keep_status()), asyncio.create_task(self._close_at(stop))]
             if self._with_nri:
                 others.append(asyncio.create_task(self._serve_nri(stop)))
             if settings.containerd_socket:
@@ -125,6 +128,7 @@ class Agent:
                 task.add_done_callback(lambda done: None if done.cancelled() else stop.set())
             try:
                 await striker
+                await stop.wait()
             except ExpeditedError as why:
                 if self._kubernetes is not None:
                     await self._kubernetes.last_word(str(why))
@@ -350,6 +354,17 @@ class Agent:
         if self._kubernetes is not None:
             made["kubernetes"] = self._kubernetes.connections
         return made
+
+    async def close(self) -> None:
+        """See :meth:`Backend.close`."""
+        if not self._closing.is_set():
+            _log.info("the gate is closed for good: kills are only the runtime's from here on")
+        self._closing.set()
+        await self._gate_ended.wait()
+
+    async def _close_at(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._closing.set()
 
     def _do(self, chore: Coroutine[Any, Any, Any]) -> None:
         """Have something done beside everything else; what it raises is logged."""

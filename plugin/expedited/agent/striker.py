@@ -106,6 +106,7 @@ class StrikerKeeper:
             if not self._settings.keep_striker:
                 await self._end()
             self._let_go_of_supervisor()
+            self.state = "closed"
 
     def tell(self, do: str, **fields: Any) -> None:
         """Say something that needs no answer; dropped when there is no striker, who asks anew when there is one."""

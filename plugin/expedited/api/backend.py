@@ -113,3 +113,6 @@ class Backend(Protocol):
 
     async def status(self) -> Status:
         """How things are."""
+
+    async def close(self) -> None:
+        """End the gate for good; comes back when nothing waits at it any more, and the last strike is over."""

@@ -20,6 +20,8 @@ __all__ = ["ApiClient"]
 
 # For all but a strike, which has its own deadline, and a watch, which has none
 _ANSWER_SECONDS = 10.0
+# Strikes in progress may end first
+_CLOSE_SECONDS = 25.0
 
 _OPTIONS = (
     # gRPC's default of 4 MiB is less than a long memory of large stops
@@ -90,6 +92,12 @@ class ApiClient:
         with self._one_line_errors():
             status: pb.Status = self._stub.GetStatus(pb.GetStatusRequest(), timeout=timeout_seconds)
             return status
+
+    def close_gate(self) -> pb.Status:
+        """End the gate for good; returns when it has ended."""
+        with self._one_line_errors():
+            closed: pb.Status = self._stub.Close(pb.CloseRequest(), timeout=_CLOSE_SECONDS)
+            return closed
 
     @contextmanager
     def _one_line_errors(self) -> Iterator[None]:

@@ -136,6 +136,12 @@ class _Servicer(pb_grpc.ExpeditedServicer):
             return status_to_pb(await self._backend.status())
         raise AssertionError
 
+    async def Close(self, request: pb.CloseRequest, context: _Context) -> pb.Status:  # noqa: N802
+        async with _errors_as_codes(context):
+            await self._backend.close()
+            return status_to_pb(await self._backend.status())
+        raise AssertionError
+
 
 def _list_containers(containers: list[Container]) -> pb.ListContainersResponse:
     return pb.ListContainersResponse(containers=[container_to_pb(known) for known in containers])

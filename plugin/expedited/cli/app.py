@@ -184,6 +184,15 @@ def doctor(config: _Config = None, run_dir: _RunDir = None, json: _Json = False)
 
 
 @app.command()
+def close(config: _Config = None, run_dir: _RunDir = None) -> None:
+    """End the gate for good, before the agent is taken away: a pod's preStop hook. Kills are the runtime's then."""
+    from expedited.api.client import ApiClient
+
+    with ApiClient(_settings(config, **{"run-dir": run_dir}).api_socket) as agent:
+        typer.echo(f"striker: {agent.close_gate().striker}")
+
+
+@app.command()
 def install(
     host: Annotated[
         bool, typer.Option("--host", help="Put the agent onto this node, which has no Kubernetes.")
