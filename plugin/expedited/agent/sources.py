@@ -7,10 +7,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 import structlog
 
 from expedited.containerd import (
+    ContainerCreate,
     ContainerdClient,
     ContainerDelete,
     ContainerdError,
@@ -188,6 +190,13 @@ class ContainerdSource:
 
     async def _take(self, event: Event) -> None:
         match event:
+            case ContainerCreate():
+                try:
+                    container = await self._client.container(event.container_id, event.namespace)
+                except NotFoundError:
+                    return  # gone by now
+                # Its policy is known before it runs; what it does by now, others may know better
+                self._inventory.saw(Source.CONTAINERD, replace(container.sighting(), state=State.UNKNOWN))
             case TaskStart():
                 await self._gate(event.container_id)
                 known = self._inventory.get(event.container_id)

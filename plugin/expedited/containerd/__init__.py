@@ -1,10 +1,19 @@
 """containerd's gRPC API, as far as the agent uses it: who is there, and what happens to them."""
 
 from expedited.containerd.client import ContainerdClient, ContainerdError, NotFoundError
-from expedited.containerd.events import ContainerDelete, Event, TaskDelete, TaskExit, TaskOOM, TaskStart
+from expedited.containerd.events import (
+    ContainerCreate,
+    ContainerDelete,
+    Event,
+    TaskDelete,
+    TaskExit,
+    TaskOOM,
+    TaskStart,
+)
 from expedited.containerd.records import RuntimeContainer, RuntimeTask
 
 __all__ = [
+    "ContainerCreate",
     "ContainerDelete",
     "ContainerdClient",
     "ContainerdError",

@@ -15,7 +15,17 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from expedited.pb.containerd.events import container_pb2, task_pb2
 from expedited.pb.containerd.types import event_pb2
 
-__all__ = ["TOPICS", "ContainerDelete", "Event", "TaskDelete", "TaskExit", "TaskOOM", "TaskStart", "decode"]
+__all__ = [
+    "TOPICS",
+    "ContainerCreate",
+    "ContainerDelete",
+    "Event",
+    "TaskDelete",
+    "TaskExit",
+    "TaskOOM",
+    "TaskStart",
+    "decode",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +78,14 @@ class TaskDelete:
 
 
 @dataclass(frozen=True, slots=True)
+class ContainerCreate:
+    """A container has a record, and no process yet."""
+
+    namespace: str
+    container_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerDelete:
     """A container's record was removed: it will not start again."""
 
@@ -75,7 +93,7 @@ class ContainerDelete:
     container_id: str
 
 
-Event = TaskStart | TaskExit | TaskOOM | TaskDelete | ContainerDelete
+Event = TaskStart | TaskExit | TaskOOM | TaskDelete | ContainerCreate | ContainerDelete
 
 
 def _start(namespace: str, value: bytes) -> Event:
@@ -100,6 +118,10 @@ def _delete(namespace: str, value: bytes) -> Event | None:
     return TaskDelete(namespace, said.container_id, said.exit_status)
 
 
+def _created(namespace: str, value: bytes) -> Event:
+    return ContainerCreate(namespace, container_pb2.ContainerCreate.FromString(value).id)
+
+
 def _removed(namespace: str, value: bytes) -> Event:
     return ContainerDelete(namespace, container_pb2.ContainerDelete.FromString(value).id)
 
@@ -110,11 +132,12 @@ _DECODERS: Mapping[str, Callable[[str, bytes], Event | None]] = {
     "containerd.events.TaskExit": _exit,
     "containerd.events.TaskOOM": _oom,
     "containerd.events.TaskDelete": _delete,
+    "containerd.events.ContainerCreate": _created,
     "containerd.events.ContainerDelete": _removed,
 }
 
 #: The topics on which these come (containerd core/runtime/events.go).
-TOPICS = ("/tasks/start", "/tasks/exit", "/tasks/oom", "/tasks/delete", "/containers/delete")
+TOPICS = ("/tasks/start", "/tasks/exit", "/tasks/oom", "/tasks/delete", "/containers/create", "/containers/delete")
 
 
 def decode(envelope: event_pb2.Envelope) -> Event | None:

@@ -9,7 +9,7 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from expedited.containerd import events, records
-from expedited.containerd.events import ContainerDelete, TaskDelete, TaskExit, TaskOOM, decode
+from expedited.containerd.events import ContainerCreate, ContainerDelete, TaskDelete, TaskExit, TaskOOM, decode
 from expedited.pb.containerd.events import container_pb2, task_pb2
 from expedited.pb.containerd.services.containers.v1 import containers_pb2
 from expedited.pb.containerd.types import event_pb2
@@ -41,11 +41,13 @@ def test_the_end_of_what_was_executed_in_a_container_is_not_the_end_of_its_task(
     assert deleted("") == deleted("c") == TaskDelete("moby", "c", 1)
 
 
-def test_an_oom_kill_and_a_removal_name_the_container() -> None:
+def test_an_oom_kill_a_creation_and_a_removal_name_the_container() -> None:
     oom = task_pb2.TaskOOM(container_id="c").SerializeToString()
+    created = container_pb2.ContainerCreate(id="c").SerializeToString()
     removed = container_pb2.ContainerDelete(id="c").SerializeToString()
 
     assert decode(enveloped("containerd.events.TaskOOM", oom)) == TaskOOM("moby", "c")
+    assert decode(enveloped("containerd.events.ContainerCreate", created)) == ContainerCreate("moby", "c")
     assert decode(enveloped("containerd.events.ContainerDelete", removed)) == ContainerDelete("moby", "c")
 
 
