@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Page cache of the victim: what is freed with it, and what must stay, with the right contents. */
 #include "mrelease.h"
+#include <sys/mount.h>
 
 static size_t file_bytes = 256 * MIB;
 static bool patched;
@@ -107,6 +108,100 @@ static void test_exclusive(const char *path)
 		figure("file_kept_reap_rate", "%.2f", file_bytes / 1e9 / seconds, "GB/s");
 	}
 	cgroup_remove(&group);
+}
+
+/* Pages of the mapping that are parts of large folios, by /proc/kpageflags (include/uapi/linux/kernel-page-flags.h). */
+static long pages_in_large_folios(const char *map, size_t bytes)
+{
+	int pagemap = open("/proc/self/pagemap", O_RDONLY), flags_file = open("/proc/kpageflags", O_RDONLY);
+	uint64_t entry, flags;
+	long found = 0;
+
+	if (pagemap < 0 || flags_file < 0)
+		return -1;
+	for (size_t i = 0; i < bytes; i += 4096)
+		if (pread(pagemap, &entry, 8, ((uintptr_t)map + i) / 4096 * 8) == 8 && entry >> 63 &&
+		    pread(flags_file, &flags, 8, (entry & ((1ULL << 55) - 1)) * 8) == 8)
+			found += (flags >> 15 & 3) != 0; /* KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL */
+	close(pagemap);
+	close(flags_file);
+	return found;
+}
+
+/* Large folios that the victim maps in pieces: a private copy takes the place of every 11th page. */
+static void maps_pieces(void *argument)
+{
+	struct mapping *mapping = argument;
+	char *map = map_file(mapping->path, mapping->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+
+	read_all(map, mapping->bytes);
+	for (size_t i = 0; i < mapping->bytes; i += 11 * 4096)
+		map[i] = 1;
+	report_ready();
+	for (;;)
+		pause();
+}
+
+static void test_large_folios(const char *path)
+{
+	struct mapping mapping = { path, 16 * MIB };
+
+	make_file(path, mapping.bytes, 14);
+	file_holds_pattern(path, mapping.bytes, 14);
+	char *mine = map_file(path, mapping.bytes, PROT_READ, MAP_PRIVATE);
+
+	read_all(mine, mapping.bytes);
+	long large = pages_in_large_folios(mine, mapping.bytes);
+
+	munmap(mine, mapping.bytes);
+	if (large <= 0) {
+		printf("# not run: large_folios_mapped_in_pieces, this kernel has none for this file system\n");
+		return;
+	}
+	pid_t pid = spawn_ready(maps_pieces, &mapping);
+	int pidfd = pidfd_open_or_die(pid, 0);
+	int ret = kill_and_reap(pidfd, 0);
+	bool dead = killed(pid, pidfd);
+	long left = resident_pages(path);
+
+	close(pidfd);
+	/* A small folio that was copied is mapped by nobody when the reap comes, and stays. */
+	long small = mapping.bytes / 4096 - large;
+
+	tap(reaped(ret) && dead &&
+		    (patched ? is_gone(left > small ? left - small : 0, mapping.bytes) : is_there(left, mapping.bytes)) &&
+		    file_holds_pattern(path, mapping.bytes, 14),
+	    "large_folios_mapped_in_pieces", "%s, %ld pages in large folios before, %ld pages left", code(ret), large, left);
+}
+
+/* A container's image is the lower layer of an overlay: its page cache is that of the file below. */
+static void test_overlay(void)
+{
+	const char *top = strdup(work_path("overlay"));
+	char lower[300], path[300], options[1000];
+	struct mapping mapping = { path, 16 * MIB, PROT_READ, MAP_PRIVATE };
+	int ret;
+
+	snprintf(options, sizeof(options), "mkdir -p %s/lower %s/upper %s/work %s/merged", top, top, top, top);
+	if (system(options))
+		return;
+	snprintf(lower, sizeof(lower), "%s/lower/file", top);
+	snprintf(path, sizeof(path), "%s/merged", top);
+	make_file(lower, mapping.bytes, 15);
+	snprintf(options, sizeof(options), "lowerdir=%s/lower,upperdir=%s/upper,workdir=%s/work", top, top, top);
+	if (mount("overlay", path, "overlay", 0, options)) {
+		tap(false, "file_of_an_overlays_lower_layer", "mount: %s", strerror(errno));
+		return;
+	}
+	snprintf(path, sizeof(path), "%s/merged/file", top);
+	bool ok = reap_mapper(&mapping, 0, &ret);
+	long pages = resident_pages(lower);
+
+	tap(ok && (patched ? is_gone(pages, mapping.bytes) : is_there(pages, mapping.bytes)) &&
+		    file_holds_pattern(path, mapping.bytes, 15),
+	    "file_of_an_overlays_lower_layer", "%s, %ld pages left", code(ret), pages);
+	snprintf(path, sizeof(path), "%s/merged", top);
+	umount(path);
 }
 
 /* A process that nobody reaps leaves its page cache, on every kernel. */
@@ -451,6 +546,8 @@ int main(int argc, char **argv)
 	test_spliced(path);
 	test_forked_child(path);
 	test_program_text(strdup(work_path("program")), argv[0]);
+	test_large_folios(path);
+	test_overlay();
 	test_lru_work(path);
 	unlink(path);
 	return tap_end();
