@@ -1,0 +1,219 @@
+"""The chart: what it renders to, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import CHART, DEPLOY, by_kind_and_name, run
+from schemas import RELEASES, schema_location
+
+from expedited.annotations import TERMS
+from expedited.config import load
+from expedited.teardown.policy import Mode
+
+KINDS = sorted(path.name.removesuffix("-values.yaml") for path in (CHART / "ci").glob("*-values.yaml"))
+
+
+def test_there_are_values_of_the_kinds_that_are_promised() -> None:
+    assert {"default", "observe", "patched-nodes"} <= set(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_helm_lint_has_nothing_to_say(kind: str) -> None:
+    said = run("helm", "lint", "--strict", CHART, "--values", CHART / "ci" / f"{kind}-values.yaml").stdout
+    assert "0 chart(s) failed" in said
+    assert "[WARNING]" not in said
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_object_is_what_this_kubernetes_release_takes(
+    template: Callable[..., str], kind: str, release: str
+) -> None:
+    text = template(kind, "--kube-version", release)
+    assert _validate(text, release) == []
+    assert "kind: DaemonSet" in text
+
+
+@pytest.mark.parametrize("name", ["base", "observe", "patched-nodes"])
+@pytest.mark.parametrize("release", RELEASES)
+def test_every_manifest_is_what_this_kubernetes_release_takes(
+    kustomize: Callable[[str], str], name: str, release: str
+) -> None:
+    assert _validate(kustomize(name), release) == []
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_schemas_find_what_is_wrong(template: Callable[..., str], release: str) -> None:
+    right = template("default")
+    for wrong in (
+        right.replace("hostPID: true", "hostPid: true"),
+        right.replace("maxSurge: 0", "maxSurge: []"),
+        right.replace("minReadySeconds: 5", "minReadySeconds: soon"),
+        right.replace("  selector:\n", "  selectors:\n", 1),
+    ):
+        assert wrong != right
+        assert len(_validate(wrong, release)) == 1
+
+
+def _validate(text: str, release: str) -> list[str]:
+    """What kubeconform finds; PodMonitor's schema is not Kubernetes' and is not here."""
+    done = run(
+        *("kubeconform", "-strict", "-output", "json", "-skip", "PodMonitor", "-kubernetes-version", release),
+        *("-schema-location", schema_location(release), "-"),
+        input=text,
+        check=False,
+    )
+    found = json.loads(done.stdout)["resources"] if done.stdout else [{"msg": done.stderr}]
+    return [str(each.get("msg")) for each in found or ()]
+
+
+def _container(objects: dict[Any, Any]) -> dict[str, Any]:
+    (container,) = objects["DaemonSet", "expedited"]["spec"]["template"]["spec"]["containers"]
+    return dict(container)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_chart_sets_is_what_the_agent_understands(
+    template: Callable[..., str], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = yaml.safe_load((CHART / "ci" / f"{kind}-values.yaml").read_text()) or {}
+    for variable in _container(by_kind_and_name(template(kind)))["env"]:
+        if variable["name"].startswith("EXPEDITED_"):
+            text = str(variable.get("value", "node-1"))
+            monkeypatch.setenv(variable["name"], text.replace("$(POD_IP)", "10.0.0.1"))
+    settings = load()
+    assert settings.policy.mode == Mode(given.get("mode", "strike"))
+    assert settings.node_name == "node-1"
+    assert settings.metrics_address == "10.0.0.1:9788"
+    assert set(settings.namespaces) == set(given.get("namespaces", {}))
+    if kind == "everything":
+        assert settings.policy.min_size_bytes == 16 << 20
+        assert not settings.policy.boost
+        assert settings.state_roots == ("/run/containerd/runc/*",)
+        assert settings.containerd_socket == "/run/k3s/containerd/containerd.sock"
+        assert settings.namespaces["kube-system"].mode is Mode.OBSERVE
+        assert settings.node_condition
+
+
+def test_only_patched_nodes_by_their_label(template: Callable[..., str]) -> None:
+    objects = by_kind_and_name(template("patched-nodes"))
+    spec = objects["DaemonSet", "expedited"]["spec"]["template"]["spec"]
+    assert spec["nodeSelector"] == {"kubernetes.io/os": "linux", "expedited.io/kernel": "patched"}
+
+
+def test_no_node_ever_has_two_gates(template: Callable[..., str]) -> None:
+    spec = by_kind_and_name(template("default"))["DaemonSet", "expedited"]["spec"]
+    assert spec["updateStrategy"]["rollingUpdate"]["maxSurge"] == 0
+    (run_dir,) = [
+        each["hostPath"]["path"] for each in spec["template"]["spec"]["volumes"] if each["name"] == "run"
+    ]
+    environment = {each["name"]: each.get("value") for each in spec["template"]["spec"]["containers"][0]["env"]}
+    # Of the node, so that an agent that was installed in another way is found at its socket
+    assert run_dir == environment["EXPEDITED_RUN_DIR"]
+
+
+def test_a_volume_for_every_mount_and_a_mount_for_every_volume(template: Callable[..., str]) -> None:
+    for kind in KINDS:
+        spec = by_kind_and_name(template(kind))["DaemonSet", "expedited"]["spec"]["template"]["spec"]
+        volumes = {each["name"]: each["hostPath"]["path"] for each in spec["volumes"]}
+        mounts = {each["name"]: each["mountPath"] for each in spec["containers"][0]["volumeMounts"]}
+        assert volumes == mounts
+
+
+def test_the_service_account_may_do_what_is_argued_and_nothing_else(template: Callable[..., str]) -> None:
+    objects = by_kind_and_name(template("default"))
+    rules = objects["ClusterRole", "expedited"]["rules"]
+    allowed = {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
+    assert allowed == {("events", "create"), ("pods", "list"), ("pods", "watch")}
+    assert not [kind for kind, _ in objects if kind in ("Role", "RoleBinding", "Secret")]
+
+
+def test_without_events_nothing_is_asked_of_the_api_server(template: Callable[..., str]) -> None:
+    objects = by_kind_and_name(template("default", "--set", "kubernetes.events=false"))
+    assert not [kind for kind, _ in objects if kind.startswith("ClusterRole")]
+    assert not objects["DaemonSet", "expedited"]["spec"]["template"]["spec"]["automountServiceAccountToken"]
+    assert "egress" not in objects["NetworkPolicy", "expedited"]["spec"]
+
+
+def test_every_capability_is_argued(template: Callable[..., str]) -> None:
+    security = _container(by_kind_and_name(template("default")))["securityContext"]
+    argued = set(re.findall(r"^\| `([A-Z_]+)` \|", (DEPLOY.parent / "docs/security.md").read_text(), re.MULTILINE))
+    assert set(security["capabilities"]["add"]) == argued
+    assert security["capabilities"]["drop"] == ["ALL"]
+    assert not security["privileged"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "word"),
+    [
+        ("mode=attack", "mode"),
+        ("policy.pageCache=sometimes", "pageCache"),
+        ("policy.minSize=big", "minSize"),
+        ("policy.bost=true", "bost"),
+        ("moode=strike", "moode"),
+        ("namespaces.batch.page_cache=drop", "page_cache"),
+        ("metrics.port=99999", "port"),
+        ("budget=5s", "budget"),
+        ("runtime.containerdSocket=relative.sock", "containerdSocket"),
+        ("image.digest=sha256:beef", "digest"),
+        ("resources.limits.cpu=100m", "cpu"),
+        ("maxUnavailable=0", "maxUnavailable"),
+        ("runDir=tmp", "runDir"),
+    ],
+)
+def test_a_wrong_value_is_named_when_the_chart_is_installed(flag: str, word: str) -> None:
+    done = run("helm", "template", "expedited", CHART, "--set", flag, check=False)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    (line,) = [line for line in done.stderr.splitlines() if word in line]
+    assert "Traceback" not in done.stderr
+    assert "at '" in line or "Additional property" in line or "additional properties" in line
+
+
+def test_a_pod_monitor_without_metrics_is_refused() -> None:
+    flags = ("--set", "podMonitor.enabled=true", "--set", "metrics.enabled=false")
+    done = run("helm", "template", "expedited", CHART, *flags, check=False)
+    assert done.returncode != 0
+    assert "podMonitor.enabled wants metrics.enabled" in done.stderr
+
+
+def test_the_schema_knows_the_words_of_a_policy() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    terms = schema["definitions"]["policyOfNamespace"]["properties"]
+    assert set(terms) == set(TERMS)
+    for name, definition in (("mode", "mode"), ("page-cache", "pageCache"), ("order", "order")):
+        assert schema["definitions"][definition]["enum"] == list(TERMS[name].words)
+
+
+def test_every_value_has_a_schema_and_none_is_only_there() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert set(values) == set(schema["properties"]) - {"global"}
+
+
+def test_the_notes_tell_of_the_first_step() -> None:
+    observe = CHART / "ci" / "observe-values.yaml"
+    command = ("helm", "install", "expedited", CHART, "--namespace", "nodes", "--dry-run=client")
+    striking = run(*command).stdout.partition("NOTES:")[2]
+    observing = run(*command, "--values", observe).stdout.partition("NOTES:")[2]
+    assert "--set mode=observe" in striking
+    assert "--set mode=strike" in observing
+    for notes in (striking, observing):
+        assert "kubectl -n nodes exec daemonset/expedited -- expedited status" in notes
+        assert "kubectl label namespace nodes pod-security.kubernetes.io/enforce=privileged" in notes
+
+
+def test_the_package_has_what_it_needs_and_no_more(tmp_path: Path) -> None:
+    run("helm", "package", CHART, "--destination", tmp_path)
+    (package,) = tmp_path.glob("*.tgz")
+    listed = subprocess.run(["tar", "tzf", package], capture_output=True, text=True, check=True).stdout.split()
+    assert "expedited/values.schema.json" in listed
+    assert not [name for name in listed if name.endswith((".orig", ".swp"))]
