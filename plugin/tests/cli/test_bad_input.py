@@ -190,16 +190,24 @@ def run_agent(run_dir: Path, *flags: str, prefix: tuple[str, ...] = ()) -> subpr
     return subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=60)
 
 
+def last_line(answer: Any, code: int, words: str) -> None:
+    """What this machine lacks is said before."""
+    assert answer.returncode == code, answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert answer.stderr.splitlines()[-1].startswith("expedited: ")
+    assert words in answer.stderr.splitlines()[-1]
+
+
 def test_a_run_dir_that_is_none(run_dir: Path) -> None:
     (run_dir / "file").write_text("")
-    one_line(run_agent(run_dir / "file"), FAILED, "Not a directory")
-    one_line(run_agent(run_dir / ("x" * 120)), USAGE, "at most 107 bytes")
+    last_line(run_agent(run_dir / "file"), FAILED, "Not a directory")
+    last_line(run_agent(run_dir / ("x" * 120)), USAGE, "at most 107 bytes")
 
 
 def test_a_metrics_address_that_is_taken(run_dir: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        one_line(run_agent(run_dir, address), FAILED, address)
+        last_line(run_agent(run_dir, address), FAILED, address)
 
 
 def test_without_capabilities_it_says_what_is_missing_and_ends(run_dir: Path) -> None:

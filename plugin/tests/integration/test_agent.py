@@ -457,8 +457,9 @@ def test_a_second_agent_in_the_same_run_dir_gives_way(
         timeout=60,
     )
     assert (second.returncode, second.stdout) == (1, "")
-    (line,) = second.stderr.splitlines()
-    assert f"another agent listens at {first.socket}" in line
+    # Others may be before it: what this machine lacks is said first
+    assert f"expedited: another agent listens at {first.socket}" in second.stderr.splitlines()[-1]
+    assert "Traceback" not in second.stderr
     hog = make_container("--bytes", "16M")
     wait_known(first, hog.id)
     containerd.cri.stop_container(hog.id, 0)
