@@ -52,3 +52,24 @@ test-vm: setup  ## The virtual machine's own tests, then the teardown engine's i
 	$(RUN) pytest e2e/vm
 	e2e/vm/run --kernel $(SERIES) --version $(VERSION) --memory 3G -- \
 		$(RUN) pytest -p no:cacheprovider plugin/tests/teardown $(TEST)
+
+# A cluster by kind in a virtual machine: e2e/README.md
+.PHONY: node-image cluster cluster-shell cluster-down e2e e2e-all
+KERNEL ?= patched
+
+node-image: setup  ## The node image for kind and the disk of the machine that runs it; prints its folder
+	@$(RUN) python e2e/node-image/build
+
+cluster: setup  ## A Kubernetes cluster by kind in a virtual machine (KERNEL=patched|stock)
+	@$(RUN) python e2e/cluster/cluster --kernel $(KERNEL) up
+
+cluster-shell:  ## A prompt in that machine: kubectl, docker, kind
+	@$(RUN) python e2e/cluster/cluster --kernel $(KERNEL) shell
+
+cluster-down:  ## End it
+	@$(RUN) python e2e/cluster/cluster --kernel $(KERNEL) down
+
+e2e: setup  ## The suite on clusters with the patched and the stock kernel (TEST=e2e/tests/test_delete.py)
+	$(RUN) python e2e/suite $(TEST)
+
+e2e-all: e2e  ## The same; nothing is left out of the short form yet

@@ -1,0 +1,105 @@
+"""What the cases share: the cluster, and the record of what each came to."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pytest
+from kubernetes import client, config
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from node import Node
+from pods import Pods
+
+KUBECONFIG = Path("/machine/root/.kube/config")
+RESULTS = Path(os.environ.get("EXPEDITED_E2E_RESULTS", "/share/e2e.json"))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case on one kernel in one mode.
+
+    Attributes:
+        memory_back_s: From the end of the grace period, or from kubelet's decision, until 95% of the anonymous memory
+            was free; for an eviction, until the node's available memory was over the threshold.
+        gone_s: From there until the pod had no process left.
+        evicted_pods: How many other pods were evicted.
+    """
+
+    name: str
+    kernel: str
+    mode: str
+    memory_back_s: float | None
+    gone_s: float | None
+    evicted_pods: int
+    ok: bool
+
+
+class Record:
+    """What the cases came to, written after each."""
+
+    def __init__(self, versions: dict[str, str]) -> None:
+        self.kernel = "patched" if "expedited" in platform.release() else "stock"
+        self._versions = versions
+        self._cases: list[Case] = []
+
+    def add(self, name: str, mode: str, back: float | None, gone: float | None, evicted: int = 0) -> Case:
+        """Add a case; it is ok if the memory came back and the pod went."""
+        case = Case(
+            name, self.kernel, mode, _rounded(back), _rounded(gone), evicted, back is not None and gone is not None
+        )
+        self._cases.append(case)
+        document = {"cases": [asdict(each) for each in self._cases], "versions": self._versions}
+        RESULTS.write_text(json.dumps(document, indent=1))
+        return case
+
+
+@pytest.fixture(scope="session")
+def api() -> client.CoreV1Api:
+    """The cluster's API server."""
+    config.load_kube_config(str(KUBECONFIG))
+    return client.CoreV1Api()
+
+
+@pytest.fixture(scope="session")
+def node() -> Node:
+    """The node's container."""
+    return Node()
+
+
+@pytest.fixture(scope="session")
+def record(api: client.CoreV1Api, node: Node) -> Record:
+    """Where the cases' results go."""
+    info = api.list_node().items[0].status.node_info
+    docker = subprocess.run(
+        ["docker", "version", "-f", "{{.Server.Version}}"], check=True, capture_output=True, text=True
+    )
+    return Record(
+        {
+            "kernel": info.kernel_version,
+            "kubelet": info.kubelet_version,
+            "runtime": info.container_runtime_version,
+            "docker": docker.stdout.strip(),
+            "kind": subprocess.run(["kind", "version"], check=True, capture_output=True, text=True).stdout.strip(),
+        }
+    )
+
+
+@pytest.fixture
+def pods(api: client.CoreV1Api) -> Iterator[Pods]:
+    """Pods of one case."""
+    mine = Pods(api)
+    yield mine
+    mine.clean_up()
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)

@@ -1,0 +1,142 @@
+"""The node as the machine that runs it sees it: its cgroups, and what its kubelet wrote.
+
+The suite runs in the virtual machine, beside Docker, so the node's cgroups are directories like any other, read without
+asking anything in the node: what is measured does not depend on what the node is too busy to do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+__all__ = ["NODE", "MemoryWatch", "Node", "Sample"]
+
+NODE = "expedited-control-plane"
+_KLOG = re.compile(r"[IWEF](\d\d)(\d\d) (\d\d):(\d\d):(\d\d\.\d+)")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was there at one moment.
+
+    Attributes:
+        at_seconds: On the clock of :func:`time.time`, which the node's logs share.
+        used_bytes: Charged to the cgroup.
+        available_bytes: Of the node, as kubelet's eviction manager reckons it.
+        populated: Whether a process is left in the cgroup.
+    """
+
+    at_seconds: float
+    used_bytes: int
+    available_bytes: int
+    populated: bool
+
+
+class Node:
+    """The node's container."""
+
+    def __init__(self) -> None:
+        name = subprocess.run(
+            ["docker", "inspect", "-f", "{{.Id}}", NODE], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        self.cgroup = Path("/sys/fs/cgroup/docker") / name
+        meminfo = Path("/proc/meminfo").read_text()
+        self.capacity_bytes = int(meminfo.split()[1]) << 10
+
+    def run(self, *command: str) -> str:
+        """What a command in the node prints."""
+        return subprocess.run(["docker", "exec", NODE, *command], check=True, capture_output=True, text=True).stdout
+
+    def available_bytes(self) -> int:
+        """Memory that kubelet would call available: capacity less the working set (kubelet, `memory.available`)."""
+        used = int((self.cgroup / "memory.current").read_text())
+        return self.capacity_bytes - (used - _stat(self.cgroup, "inactive_file"))
+
+    def pod_cgroup(self, uid: str) -> Path:
+        """The slice that kubelet has made for a pod."""
+        found = list(self.cgroup.glob(f"kubelet.slice/**/*pod{uid.replace('-', '_')}.slice"))
+        if len(found) != 1:
+            raise LookupError(f"{len(found)} cgroups for the pod {uid}: {found}")
+        return found[0]
+
+    def kubelet_log(self, since_seconds: float) -> list[tuple[float, str]]:
+        """Kubelet's messages since then, with the time that kubelet itself wrote on them."""
+        text = self.run("journalctl", "-u", "kubelet", "-o", "cat", "--no-pager", "--since", f"@{int(since_seconds)}")
+        found = []
+        for line in text.splitlines():
+            stamp = _KLOG.match(line)
+            if stamp:
+                month, day, hour, minute = map(int, stamp.groups()[:4])
+                second, fraction = divmod(float(stamp[5]), 1)
+                year = datetime.now(UTC).year
+                moment = datetime(year, month, day, hour, minute, int(second), tzinfo=UTC).timestamp() + fraction
+                if moment >= since_seconds:
+                    found.append((moment, line))
+        return found
+
+
+@dataclass
+class MemoryWatch:
+    """Samples a cgroup and the node from a real-time thread, every 20 ms, until told to stop."""
+
+    node: Node
+    cgroup: Path
+    samples: list[Sample] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.anon_bytes = _stat(self.cgroup, "anon")
+        self.start_bytes = int((self.cgroup / "memory.current").read_text())
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take no more samples."""
+        self._over.set()
+        self._thread.join()
+
+    def back_at(self, since_seconds: float, share: float = 0.95) -> float | None:
+        """When that share of the anonymous memory it began with was free for good; None: not yet."""
+        limit = self.start_bytes - share * self.anon_bytes
+        return self._first(since_seconds, lambda sample: sample.used_bytes <= limit)
+
+    def gone_at(self, since_seconds: float) -> float | None:
+        """When the last process had left; None: not yet."""
+        return self._first(since_seconds, lambda sample: not sample.populated)
+
+    def available_at(self, since_seconds: float, threshold_bytes: int) -> float | None:
+        """When the node's available memory was back over the threshold; None: not yet."""
+        return self._first(since_seconds, lambda sample: sample.available_bytes >= threshold_bytes)
+
+    def _first(self, since_seconds: float, condition: Callable[[Sample], bool]) -> float | None:
+        later = [sample for sample in list(self.samples) if sample.at_seconds >= since_seconds]
+        return next((sample.at_seconds for sample in later if condition(sample)), None)
+
+    def _watch(self) -> None:
+        # This thread alone: a measure that waits for a CPU measures its own wait
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(50))
+        while not self._over.is_set():
+            used, populated = 0, False
+            try:
+                used = int((self.cgroup / "memory.current").read_text())
+                populated = "populated 1" in (self.cgroup / "cgroup.events").read_text()
+            except OSError:
+                pass  # removed: nothing is charged to it, nobody is in it
+            available = self.node.available_bytes()
+            self.samples.append(Sample(time.time(), used, available, populated))
+            time.sleep(0.02)
+
+
+def _stat(cgroup: Path, name: str) -> int:
+    for line in (cgroup / "memory.stat").read_text().splitlines():
+        key, _, value = line.partition(" ")
+        if key == name:
+            return int(value)
+    raise LookupError(f"no {name} in {cgroup}/memory.stat")

@@ -1,0 +1,112 @@
+"""Pods as the suite makes them, and waiting for what becomes of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kubernetes import client
+from kubernetes.client.exceptions import ApiException
+
+__all__ = ["NAMESPACE", "Pods", "hog_pod", "wait_for"]
+
+NAMESPACE = "default"
+HOG = "expedited.local/hog:1"
+
+
+def hog_pod(
+    name: str,
+    *arguments: str,
+    mode: str | None = None,
+    requests: Mapping[str, str] | None = None,
+    limits: Mapping[str, str] | None = None,
+    **spec: Any,
+) -> dict[str, Any]:
+    """A pod with one container that holds memory or burns CPU, see hog.c; ``spec`` is the pod's."""
+    annotations = {"expedited.io/mode": mode} if mode else {}
+    container = {
+        "name": "hog",
+        "image": HOG,
+        "imagePullPolicy": "Never",
+        "args": list(arguments),
+        "resources": {"requests": dict(requests or {}), "limits": dict(limits or {})},
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "annotations": annotations},
+        "spec": {"restartPolicy": "Never", "automountServiceAccountToken": False, "containers": [container], **spec},
+    }
+
+
+def wait_for(what: str, condition: Callable[[], Any], seconds: float = 120) -> Any:
+    """The first true value of the condition; fails with ``what`` if none comes."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {seconds:g} s: {what}")
+        time.sleep(0.2)
+    return value
+
+
+class Pods:
+    """The API server's pods in one namespace; removes at the end what it made."""
+
+    def __init__(self, api: client.CoreV1Api) -> None:
+        self.api = api
+        self._made: list[str] = []
+
+    def make(self, pod: dict[str, Any]) -> str:
+        """Create it; returns its uid."""
+        name = pod["metadata"]["name"]
+        self._made.append(name)
+        wait_for("the namespace's service account", lambda: self._service_account())
+        return str(self.api.create_namespaced_pod(NAMESPACE, pod).metadata.uid)
+
+    def ready(self, *names: str, seconds: float = 180) -> None:
+        """Wait until each has written READY, which a hog does when all that it is to have is there."""
+        for name in names:
+            wait_for(f"pod {name} is ready ({self.get(name)})", lambda name=name: "READY" in self.log(name), seconds)
+
+    def log(self, name: str) -> str:
+        """What it has written so far; nothing if it has not started."""
+        try:
+            return str(self.api.read_namespaced_pod_log(name, NAMESPACE))
+        except ApiException:
+            return ""
+
+    def get(self, name: str) -> Any:
+        """The pod, or None if the API server has it no more."""
+        try:
+            return self.api.read_namespaced_pod(name, NAMESPACE)
+        except ApiException as answer:
+            if answer.status == 404:
+                return None
+            raise
+
+    def delete(self, name: str, grace_seconds: int | None = None) -> None:
+        """Ask for its deletion."""
+        self.api.delete_namespaced_pod(name, NAMESPACE, grace_period_seconds=grace_seconds)
+
+    def evicted(self) -> list[str]:
+        """Names of the pods that kubelet has evicted."""
+        pods = self.api.list_namespaced_pod(NAMESPACE).items
+        return [pod.metadata.name for pod in pods if pod.status.reason == "Evicted"]
+
+    def clean_up(self) -> None:
+        """Delete what was made, and wait until it is gone."""
+        for name in self._made:
+            try:
+                self.api.delete_namespaced_pod(name, NAMESPACE, grace_period_seconds=0)
+            except ApiException as answer:
+                if answer.status != 404:
+                    raise
+        for name in self._made:
+            wait_for(f"pod {name} is gone", lambda name=name: self.get(name) is None)
+
+    def _service_account(self) -> bool:
+        try:
+            return bool(self.api.read_namespaced_service_account("default", NAMESPACE))
+        except ApiException:
+            return False

@@ -1,0 +1,76 @@
+"""Node-pressure eviction by memory, with what Kubernetes' own eviction test asserts."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from conftest import Record
+from kubernetes import client
+from node import MemoryWatch, Node
+from pods import NAMESPACE, Pods, hog_pod, wait_for
+from test_delete import MODES, burners
+
+THRESHOLD = 400 << 20  # kind/cluster.yaml
+PUSH = 150 << 20
+
+
+def pressure(api: client.CoreV1Api) -> bool:
+    """Whether the node says that it is short of memory."""
+    conditions = {each.type: each.status for each in api.list_node().items[0].status.conditions}
+    return conditions["MemoryPressure"] == "True"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_evicted_hog_is_the_only_one(
+    mode: str, pods: Pods, node: Node, record: Record, api: client.CoreV1Api
+) -> None:
+    """The hog goes, its memory comes back, and nobody else pays for it."""
+    wait_for("no memory pressure before", lambda: not pressure(api), 180)
+    innocent = {"memory": "200Mi", "cpu": "20m"}
+    pods.make(hog_pod("innocent", "--bytes", "150M", requests=innocent, mode=mode))
+    pods.make(hog_pod("bystander-1", "--bytes", "30M", mode=mode))
+    pods.make(hog_pod("bystander-2", "--bytes", "30M", mode=mode))
+    pods.ready("innocent", "bystander-1", "bystander-2")
+    room = node.available_bytes() - THRESHOLD - PUSH * 2 // 3
+    uid = pods.make(hog_pod("hog", "--bytes", str(room), "--ignore-term", mode=mode))
+    pods.ready("hog", seconds=300)
+    burners(pods)
+    watch = MemoryWatch(node, node.pod_cgroup(uid))
+    began = time.time()
+    # Within its request, so it is not to blame for what is short
+    pods.make(hog_pod("push", "--bytes", str(PUSH), requests={"memory": "200Mi", "cpu": "100m"}, mode=mode))
+    decided = 0.0
+    try:
+        wait_for("kubelet evicts", lambda: "hog" in pods.evicted(), 300)
+        decided = _decision(node, began)
+        wait_for("memory is available again", lambda: watch.available_at(decided, THRESHOLD), 300)
+        wait_for("the hog has no process", lambda: watch.gone_at(decided), 300)
+    finally:
+        watch.stop()
+        back, gone = watch.available_at(decided, THRESHOLD), watch.gone_at(decided)
+        others = [name for name in pods.evicted() if name != "hog"]
+        case = record.add("eviction", mode, back and back - decided, gone and gone - decided, len(others))
+    assert case.ok
+    assert "hog" in pods.evicted()
+    assert not others
+    assert pods.get("innocent").status.phase == "Running"
+    events = [
+        event
+        for event in api.list_namespaced_event(NAMESPACE, field_selector="reason=Evicted").items
+        if event.involved_object.uid == uid
+    ]
+    assert len(events) == 1
+    assert "memory" in events[0].message
+    wait_for("memory pressure is over", lambda: not pressure(api), 180)
+    stays_clear = time.monotonic() + 60
+    while time.monotonic() < stays_clear:
+        assert not pressure(api)
+        time.sleep(2)
+    pods.make(hog_pod("afterwards", "--bytes", "10M"))
+    pods.ready("afterwards")
+
+
+def _decision(node: Node, began: float) -> float:
+    """When kubelet first wrote that it must evict."""
+    return next(moment for moment, line in node.kubelet_log(began) if "must evict pod(s) to reclaim" in line)
