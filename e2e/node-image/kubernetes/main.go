@@ -3,12 +3,12 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
-	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/component-base/cli"
 	_ "k8s.io/component-base/logs/json/register"
 	_ "k8s.io/component-base/metrics/prometheus/clientgo"
@@ -24,11 +24,11 @@ import (
 )
 
 var servers = map[string]func() *cobra.Command{
-	"kube-apiserver":          func() *cobra.Command { return kubeapiserver.NewAPIServerCommand(genericapiserver.SetupSignalContext()) },
+	"kube-apiserver":          kubeapiserver.NewAPIServerCommand,
 	"kube-controller-manager": kubecontrollermanager.NewControllerManagerCommand,
 	"kube-proxy":              kubeproxy.NewProxyCommand,
-	"kube-scheduler":          kubescheduler.NewSchedulerCommand,
-	"kubelet":                 kubelet.NewKubeletCommand,
+	"kube-scheduler":          func() *cobra.Command { return kubescheduler.NewSchedulerCommand() },
+	"kubelet":                 func() *cobra.Command { return kubelet.NewKubeletCommand(context.Background()) },
 }
 
 func main() {
@@ -41,16 +41,12 @@ func main() {
 			kubectlutil.CheckErr(err)
 		}
 	case name == "kubeadm":
-		kubeadmutilCheck(kubeadm.Run())
+		if err := kubeadm.Run(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
 	default:
 		fmt.Fprintf(os.Stderr, "%s: call it as kubeadm, kubectl, kubelet or kube-...\n", name)
 		os.Exit(2)
-	}
-}
-
-func kubeadmutilCheck(err error) {
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
 	}
 }
