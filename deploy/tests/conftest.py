@@ -19,11 +19,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 Objects = dict[tuple[str, str], dict[str, Any]]
 
 
-def run(*command: str | Path, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
-    """One of .tools' programs, or another."""
+def run(
+    *command: str | Path, check: bool = True, env: dict[str, str] | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """One of .tools' programs, or another; ``env`` is added to ours."""
     tools = DEPLOY.parent / ".tools" / "bin"
     path = f"{tools}:{os.environ['PATH']}:/usr/local/go/bin"
-    environment = {**os.environ, "PATH": path}
+    environment = {**os.environ, **(env or {}), "PATH": path}
     done = subprocess.run(
         [str(word) for word in command], capture_output=True, text=True, check=False, env=environment, **options
     )
@@ -44,7 +46,10 @@ def template() -> Callable[..., str]:
 
     def render(kind: str, *flags: str) -> str:
         values = CHART / "ci" / f"{kind}-values.yaml"
-        done = run("helm", "template", "expedited", CHART, "--namespace", "expedited", "--values", values, *flags)
+        # A helm that was built as a module takes itself to be for Kubernetes 1.20
+        release = () if "--kube-version" in flags else ("--kube-version", "1.36")
+        words = ("expedited", CHART, "--namespace", "expedited", "--values", values)
+        done = run("helm", "template", *words, *release, *flags)
         return done.stdout
 
     return render

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import tarfile
 import tempfile
@@ -24,6 +23,7 @@ from expedited.demo.daemon import PrivateContainerd
 from expedited.demo.image import HOG_IMAGE, import_image, import_workloads
 from expedited.pb.cri import api_pb2 as api
 from expedited.pb.cri.api_pb2_grpc import RuntimeServiceStub
+from expedited.teardown.cgroup import Cgroup
 
 _LARGEST_BYTES = 150 << 20
 _PATIENCE_SECONDS = 60
@@ -70,14 +70,16 @@ def archives() -> Iterator[list[Path]]:
         for name in ("first", "second"):
             place = Path(directory, name)
             # One commit for both, whatever is committed here meanwhile
-            run(DEPLOY / "image" / "build", "--output", place, "--revision", "of-a-test", **_epoch())
+            run(
+                DEPLOY / "image" / "build",
+                "--output",
+                place,
+                "--revision",
+                "of-a-test",
+                env={"SOURCE_DATE_EPOCH": "1700000000"},
+            )
             made += place.glob("*.oci.tar")
         yield made
-
-
-def _epoch() -> dict[str, Any]:
-    os.environ.setdefault("SOURCE_DATE_EPOCH", "1700000000")
-    return {}
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +101,10 @@ def test_it_is_small(image: Image) -> None:
 
 def test_only_the_runtime_closure_is_in_it(image: Image) -> None:
     programs = [name for name, member in image.files.items() if member.mode & 0o111 and member.isfile()]
-    assert sorted(name for name in programs if "/bin/" in f"/{name}") == ["usr/bin/python3.11", "usr/local/bin/expedited"]
+    assert sorted(name for name in programs if "/bin/" in f"/{name}") == [
+        "usr/bin/python3.11",
+        "usr/local/bin/expedited",
+    ]
     for name in ("pytest", "mypy", "ruff", "pip", "setuptools", "kubernetes", "hypothesis"):
         assert not [path for path in image.files if f"dist-packages/{name}/" in path]
     assert not [path for path in image.files if path.endswith(("direct_url.json", ".deb", ".pyi"))]
@@ -133,10 +138,16 @@ def test_its_bill_of_materials_has_every_package(image: Image) -> None:
     listed = {package["externalRefs"][0]["referenceLocator"].partition("@")[0] for package in bill["packages"]}
     installed = {
         path.rpartition("/")[2].partition("-")[0].lower().replace("_", "-")
-        for path in (folder.removesuffix("/METADATA") for folder in image.files if folder.endswith(".dist-info/METADATA"))
+        for path in (
+            folder.removesuffix("/METADATA") for folder in image.files if folder.endswith(".dist-info/METADATA")
+        )
     }
-    assert {f"pkg:pypi/{name}" for name in installed} == {name for name in listed if "/pypi/" in f"/{name[4:]}/" or name.startswith("pkg:pypi/")}
-    licences = {path.split("/")[3] for path in image.files if path.startswith("usr/share/doc/") and path.endswith("/copyright")}
+    assert {f"pkg:pypi/{name}" for name in installed} == {
+        name for name in listed if "/pypi/" in f"/{name[4:]}/" or name.startswith("pkg:pypi/")
+    }
+    licences = {
+        path.split("/")[3] for path in image.files if path.startswith("usr/share/doc/") and path.endswith("/copyright")
+    }
     assert {name.removeprefix("pkg:deb/debian/") for name in listed if name.startswith("pkg:deb/")} >= licences
     assert all(package["versionInfo"] for package in bill["packages"])
     assert len({package["SPDXID"] for package in bill["packages"]}) == len(bill["packages"])
@@ -201,11 +212,13 @@ def agent(containerd: PrivateContainerd, image: Image) -> Iterator[AgentPod]:
     spec = manifest["spec"]["containers"][0]
     with tempfile.TemporaryDirectory(prefix="expedited-node-") as directory:
         node = Path(directory)
-        pod = containerd.cri.run_pod(PodSpec(name="agent", host_pid=True, annotations=manifest["metadata"]["annotations"]))
+        pod = containerd.cri.run_pod(
+            PodSpec(name="agent", host_pid=True, annotations=manifest["metadata"]["annotations"])
+        )
         stub = RuntimeServiceStub(grpc.insecure_channel(f"unix:{containerd.socket}"))  # type: ignore[no-untyped-call]
         paths = _host_paths(manifest["spec"], containerd, node)
         held = _held(spec["securityContext"]["capabilities"]["add"])
-        config = _config(spec, image.name, paths, held, pod)
+        config = _config(spec, image.name, paths, held, pod, containerd.binaries.runc)
         request = api.CreateContainerRequest(pod_sandbox_id=pod.id, config=config, sandbox_config=pod.config)
         container_id = stub.CreateContainer(request).container_id
         containerd.cri.start_container(container_id)
@@ -220,7 +233,11 @@ def agent(containerd: PrivateContainerd, image: Image) -> Iterator[AgentPod]:
 
 def _host_paths(spec: dict[str, Any], containerd: PrivateContainerd, node: Path) -> dict[str, Path]:
     """Each volume's directory: the private containerd's where the node's would be, and none of this machine's runtimes."""
-    own = {"/run/containerd": containerd.root, "/var/run/nri": containerd.root, "/sys/fs/cgroup": Path("/sys/fs/cgroup")}
+    own = {
+        "/run/containerd": containerd.root,
+        "/var/run/nri": containerd.root,
+        "/sys/fs/cgroup": Path("/sys/fs/cgroup"),
+    }
     paths = {}
     for volume in spec["volumes"]:
         path = volume["hostPath"]["path"]
@@ -235,7 +252,9 @@ def _held(wanted: list[str]) -> set[str]:
     return {name for name in wanted if int(line.split()[1], 16) >> _BITS[name] & 1}
 
 
-def _config(spec: dict[str, Any], image: str, paths: dict[str, Path], held: set[str], pod: Pod) -> api.ContainerConfig:
+def _config(
+    spec: dict[str, Any], image: str, paths: dict[str, Path], held: set[str], pod: Pod, runc: Path
+) -> api.ContainerConfig:
     security = spec["securityContext"]
     propagation = {None: api.PROPAGATION_PRIVATE, "HostToContainer": api.PROPAGATION_HOST_TO_CONTAINER}
     values = {"EXPEDITED_NODE_NAME": "node-1", "POD_IP": "127.0.0.1"}
@@ -274,16 +293,16 @@ def _config(spec: dict[str, Any], image: str, paths: dict[str, Path], held: set[
                 run_as_user=api.Int64Value(value=security["runAsUser"]),
                 readonly_rootfs=security["readOnlyRootFilesystem"],
                 no_new_privs=not security["allowPrivilegeEscalation"],
-                seccomp=api.SecurityProfile(profile_type=_seccomp()),
+                seccomp=api.SecurityProfile(profile_type=_seccomp(runc)),
                 apparmor=api.SecurityProfile(profile_type=api.SecurityProfile.Unconfined),
             ),
         ),
     )
 
 
-def _seccomp() -> Any:
+def _seccomp(runc: Path) -> Any:
     # A runc that was built without it takes no profile; then only the system calls' filter is not tried here
-    features = subprocess.run(["runc", "features"], capture_output=True, text=True, check=False).stdout
+    features = subprocess.run([runc, "features"], capture_output=True, text=True, check=False).stdout
     has = bool(features) and json.loads(features).get("linux", {}).get("seccomp", {}).get("enabled")
     return api.SecurityProfile.RuntimeDefault if has else api.SecurityProfile.Unconfined
 
@@ -343,15 +362,13 @@ def test_it_catches_a_real_kill(agent: AgentPod) -> None:
 
 
 def test_it_never_gates_itself(agent: AgentPod) -> None:
-    listed = [one for one in agent.json("top", "--once")]
+    listed = agent.json("top", "--once")
     text = json.dumps(listed)
     assert agent.id not in [one.get("id") for one in listed if one.get("gated")], text
 
 
 def test_it_stays_within_its_limit(agent: AgentPod) -> None:
     pid = agent.containerd.cri.container(agent.id).pid
-    from expedited.teardown.cgroup import Cgroup
-
     memory_dir = Cgroup.of_process(pid).memory_dir
     assert memory_dir is not None
     name = "memory.max_usage_in_bytes" if Path(memory_dir, "memory.max_usage_in_bytes").exists() else "memory.peak"

@@ -31,7 +31,9 @@ def _differences(left: Any, right: Any, path: str = "") -> list[str]:
             for line in _differences(left.get(key), right.get(key), f"{path}.{key}")
         ]
     if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
-        return [line for n, pair in enumerate(zip(left, right, strict=True)) for line in _differences(*pair, f"{path}[{n}]")]
+        return [
+            line for n, pair in enumerate(zip(left, right, strict=True)) for line in _differences(*pair, f"{path}[{n}]")
+        ]
     return [] if left == right and type(left) is type(right) else [f"{path}: chart {left!r}, manifests {right!r}"]
 
 

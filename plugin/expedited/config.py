@@ -141,7 +141,9 @@ class _Model(BaseSettings):
     keep_striker: bool = _DEFAULTS.keep_striker
     kubernetes: Annotated[str, Field(pattern=r"^(auto|off|/[^\x00\n]*)$")] = _DEFAULTS.kubernetes
     # A pod is told by the downward API, mostly under this name
-    node_name: Annotated[str, Field(pattern=_NODE_NAME)] = Field(default_factory=lambda: os.environ.get("NODE_NAME", ""))
+    node_name: Annotated[str, Field(pattern=_NODE_NAME)] = Field(
+        default_factory=lambda: os.environ.get("NODE_NAME", "")
+    )
     event_min_size_bytes: Annotated[int, BeforeValidator(lambda value: parse_size(_text(value)))] = (
         _DEFAULTS.event_min_size_bytes
     )

@@ -47,11 +47,12 @@ COLUMNS = ("strike", "p50", "p99", "worst")
 
 _WARM_UP = 2
 _REPORT_SECONDS = 30.0
+_BETWEEN_SECONDS = 0.02
 _POLICY = Policy(page_cache=PageCache.KEEP, min_size_bytes=0)
 
 # What the runtime does at the gate, by a shell that is run as `runc start ID` and `runc kill ID 9`
 _START = 'exec 3< "$STATE_FILE"\n'
-_KILL = _START + 'kill -9 "$INIT_PID" 2> /dev/null; exit 0\n'
+_KILL = _START + '[ "$2" = 15 ] || kill -9 "$INIT_PID" 2> /dev/null; exit 0\n'
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class StrikeOptions:
 
 @dataclass(frozen=True, slots=True)
 class Signalling:
-    """From the event to the last SIGKILL; ``way`` is ``engine`` or ``gate``."""
+    """From the event to the last SIGKILL; ``way`` is ``engine``, ``gate`` or ``gate, after SIGTERM``."""
 
     way: str
     cgroup_version: int
@@ -150,7 +151,11 @@ def run(options: StrikeOptions | None = None, progress: Progress = silent) -> St
     _check(options)
     load_before = os.getloadavg()[0]
     with _undisturbed(), Reapers() as reapers:
-        signalling = (_by_engine(options, reapers, progress), _by_gate(options, progress))
+        signalling = (
+            _by_engine(options, reapers, progress),
+            _by_gate("gate", ("9",), options, progress),
+            _by_gate("gate, after SIGTERM", ("15", "9"), options, progress),
+        )
         reaping = _reaping(options, reapers, progress) if options.reap_bytes else None
     return StrikeResult(Conditions.since(load_before), signalling, reaping)
 
@@ -190,7 +195,7 @@ def _by_engine(options: StrikeOptions, reapers: Reapers, progress: Progress) -> 
     return Signalling("engine", cgroup_version(), options.processes, Spread.of(took))
 
 
-def _by_gate(options: StrikeOptions, progress: Progress) -> Signalling:
+def _by_gate(way: str, signals: tuple[str, ...], options: StrikeOptions, progress: Progress) -> Signalling:
     took = []
     with scratch_directory() as scratch:
         root = scratch / "state"
@@ -201,14 +206,16 @@ def _by_gate(options: StrikeOptions, progress: Progress) -> Signalling:
         with striker(scratch, root, f"--policy={policy}") as link:
             for number in range(-_WARM_UP, options.runs):
                 with scratch_cgroup() as cgroup, crowd(cgroup, options.processes) as victims:
-                    report = _runtime_kills(link, root, f"bench{number + _WARM_UP}", victims)
+                    report = _runtime_kills(link, root, f"bench{number + _WARM_UP}", victims, signals)
                 if number >= 0:
                     took.append(_signalled_us(report, options.processes))
-                    progress(f"striking {options.processes} processes by the gate", number + 1, options.runs)
-    return Signalling("gate", cgroup_version(), options.processes, Spread.of(took))
+                    progress(f"striking {options.processes} processes by the {way}", number + 1, options.runs)
+    return Signalling(way, cgroup_version(), options.processes, Spread.of(took))
 
 
-def _runtime_kills(link: StrikerLink, root: Path, container_id: str, victims: Crowd) -> Report:
+def _runtime_kills(
+    link: StrikerLink, root: Path, container_id: str, victims: Crowd, signals: tuple[str, ...]
+) -> Report:
     """Keep a state file for the crowd, as a runtime does, and kill it as a runtime does."""
     directory = root / container_id
     directory.mkdir()
@@ -223,8 +230,9 @@ def _runtime_kills(link: StrikerLink, root: Path, container_id: str, victims: Cr
     if not link.ask("watch", id=container_id)["marked"]:
         raise ExpeditedError(f"{directory}: the striker does not gate it")
     environment = {"STATE_FILE": str(state_file), "INIT_PID": str(victims.pid)}
-    for words in (("start", container_id), ("kill", container_id, "9")):
+    for words in (("start", container_id), *(("kill", container_id, number) for number in signals)):
         subprocess.run(["runc", *words], executable="/bin/sh", cwd=root.parent, env=environment, check=True)
+        time.sleep(_BETWEEN_SECONDS)  # as between a SIGTERM and the end of a grace, or a start and a stop
     give_up_at = time.monotonic() + _REPORT_SECONDS
     while (left := give_up_at - time.monotonic()) > 0:
         message = link.receive(left)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.table import Table
 
 from expedited.bench import gate, strike
 from expedited.bench.figures import Progress
+from expedited.cli.tables import console
 
 __all__ = ["bench_gate", "bench_strike"]
 
@@ -54,9 +54,9 @@ def _print(
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+        table.add_column(column, justify="right" if number else "left", no_wrap=number > 0)
     for row in rows:
         table.add_row(*row)
-    console = Console()
-    console.print(table)
-    console.print(note, soft_wrap=True, highlight=False)
+    terminal = console()
+    terminal.print(table)
+    terminal.print(note, soft_wrap=True, highlight=False)

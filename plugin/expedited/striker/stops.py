@@ -23,6 +23,7 @@ from expedited.teardown.linux import be_realtime
 from expedited.teardown.policy import Mode, PageCache, Policy
 from expedited.teardown.reap import STRIKER_PRIORITY, Reapers
 from expedited.teardown.report import Outcome, Report
+from expedited.teardown.roster import Roster
 from expedited.teardown.strike import Strike
 
 __all__ = ["Stops"]
@@ -31,6 +32,8 @@ _REPORTS_KEPT = 256
 _WORKERS_AT_MOST = 64
 _WORKERS_KEPT = 2
 _IDLE_SECONDS = 10.0
+#: Containers whose processes are held in advance: each may take thousands of descriptors.
+_PREPARED_AT_MOST = 64
 
 
 class Stops:
@@ -55,6 +58,7 @@ class Stops:
         self._on_term = on_term
         self._log = log
         self._known: dict[str, tuple[tuple[int, int], Container]] = {}  # directory -> state file's identity, container
+        self._prepared: dict[str, Roster] = {}  # directory -> its processes, held while its grace period runs
         self._active: set[str] = set()
         self._compared = 0
         self._lock = threading.Lock()
@@ -84,6 +88,9 @@ class Stops:
     def on_deleted(self, directory: str) -> None:
         """The runtime has removed a container's directory."""
         self._known.pop(directory, None)
+        prepared = self._prepared.pop(directory, None)
+        if prepared is not None:
+            prepared.close()
         container_id = os.path.basename(directory)
         self.policies.pop(container_id, None)
         self.leaving.discard(container_id)
@@ -147,6 +154,7 @@ class Stops:
                 hold.answer()
                 if hold.command.signal == 15:
                     self._on_term(container.id)
+                    self._prepare(container)
                 return
             self._stop(hold, container)
         except ExpeditedError as error:
@@ -165,7 +173,6 @@ class Stops:
         if not self._begin(container.directory):
             return
         try:
-            container.cgroup.refuse_if_not_a_containers()
             one = Strike(
                 container.cgroup,
                 policy,
@@ -175,6 +182,7 @@ class Stops:
                 runtime_kills=True,
                 started=hold.seen,
                 reapers=self._reapers,
+                roster=self._prepared.pop(container.directory, None),
             )
             try:
                 if policy.mode is Mode.OBSERVE:
@@ -187,6 +195,19 @@ class Stops:
             self._keep(replace(report, mode=str(mode)) if mode is not Mode.STRIKE else report)
         finally:
             self._end(container.directory)
+
+    def _prepare(self, container: Container) -> None:
+        """Its grace period runs: hold its processes now, so that at the kill only the signals are left to be sent."""
+        if self.policy_of(container.id).mode in (Mode.OFF, Mode.OBSERVE) or len(self._prepared) >= _PREPARED_AT_MOST:
+            return
+        roster = Roster(container.cgroup)
+        roster.enrol()
+        earlier = self._prepared.pop(container.directory, None)
+        if earlier is not None:
+            earlier.close()
+        self._prepared[container.directory] = roster
+        if not os.path.isdir(container.directory):
+            self.on_deleted(container.directory)  # it was quicker than we, and nobody would let go of them
 
     def _container(self, directory: str, descriptor: int) -> Container:
         """From the state file, or from what was learnt when it was started, if the file is the same still."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -308,10 +308,17 @@ class Cgroup:
             raise TargetError(
                 "cgroup /: this is the root of the hierarchy, with every process of the node; nothing was done"
             )
-        own = Cgroup.own_directories()
-        if any(mine == self.procs_dir or mine.startswith(self.procs_dir + "/") for mine in own):
+        self.refuse_members(self.pids())
+
+    def refuse_members(self, pids: Container[int]) -> None:
+        """The same by a list of its members, for a strike that has just made one.
+
+        Raises:
+            TargetError: this process or pid 1 is among them.
+        """
+        if os.getpid() in pids:
             raise TargetError(f"cgroup {self.path}: expedited itself runs in it; nothing was done")
-        if 1 in self.pids():
+        if 1 in pids:
             raise TargetError(f"cgroup {self.path}: pid 1 is in it, so it is no container's; nothing was done")
 
     @staticmethod

@@ -112,6 +112,7 @@ class Roster:
         self.cgroup = cgroup
         self.living: dict[int, Victim] = {}
         self.exited: list[Victim] = []
+        self._listed: frozenset[int] = frozenset()
         self._by_descriptor: dict[int, Victim] = {}
         self._poller = select.poll()
 
@@ -123,12 +124,17 @@ class Roster:
 
         Returns:
             The newcomers. Empty when the cgroup holds nobody that was not known before.
+
+        Raises:
+            TargetError: it holds this process, or pid 1; nobody was taken in.
         """
         living = self.living
+        self._listed = frozenset(self.cgroup.pids())
+        self.cgroup.refuse_members(self._listed)
         opened: list[tuple[int, Pidfd]] = []
         # The kernel gives out the lowest number that is free, so a high one says how many are in use
         highest = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_DESCRIPTORS
-        for pid in self.cgroup.pids():
+        for pid in sorted(self._listed):  # the oldest first, and init with them
             if pid in living:
                 continue
             if len(opened) >= MOST_AT_ONCE:
@@ -154,6 +160,31 @@ class Roster:
             self._poller.register(pidfd.number, select.POLLIN)
             newcomers.append(victim)
         return newcomers
+
+    def muster(self) -> list[Victim]:
+        """Take in who is new, and let go of those enrolled earlier who are members no more: they moved away, or died.
+
+        Whoever was enrolled before this list was made, and is in it, is a member still, by the rule above.
+
+        Returns:
+            All who are members now.
+
+        Raises:
+            TargetError: it holds this process, or pid 1.
+        """
+        earlier = list(self.living.values())
+        newcomers = self.enrol()
+        for victim in earlier:
+            if victim.pid not in self._listed:
+                self._dismiss(victim)
+        return [victim for victim in earlier if victim.pid in self.living] + newcomers
+
+    def _dismiss(self, victim: Victim) -> None:
+        assert victim.pidfd is not None
+        del self._by_descriptor[victim.pidfd.number]
+        self._poller.unregister(victim.pidfd.number)
+        del self.living[victim.pid]
+        victim.pidfd = None
 
     def wait(self, timeout_seconds: float) -> bool:
         """Sleep until somebody exits, or for that long; the dead leave the living.

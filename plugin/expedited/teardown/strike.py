@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from expedited.teardown.boost import Boost
-from expedited.teardown.cgroup import Cgroup
+from expedited.teardown.cgroup import Cgroup, TargetError
 from expedited.teardown.linux import KEEP_FILE, REAP_KILL, mrelease_support, realtime
 from expedited.teardown.measure import MemoryWatch
 from expedited.teardown.policy import Mode, Order, PageCache, Policy
@@ -56,6 +56,7 @@ class Strike:
         runtime_kills: Whether a runtime is about to send its own SIGKILL; without one the order can only be LEAD.
         started: ``time.monotonic()`` of the moment the kill was seen; now, if not given.
         reapers: A warm pool; a strike without one makes its own.
+        roster: The container's processes, if they were enrolled in advance; this strike closes it.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Strike:
         runtime_kills: bool = False,
         started: float | None = None,
         reapers: Reapers | None = None,
+        roster: Roster | None = None,
     ) -> None:
         self.cgroup = cgroup
         self.policy = policy
@@ -81,7 +83,7 @@ class Strike:
         self._observing = policy.mode is Mode.OBSERVE
         self._own_reapers = reapers is None and not self._observing
         self._reapers = Reapers() if self._own_reapers else reapers
-        self._roster = Roster(cgroup)
+        self._roster = Roster(cgroup) if roster is None else roster
         self._boost = Boost(cgroup)
         self._steps: list[Step] = []
         self._signalled: float | None = None
@@ -101,6 +103,9 @@ class Strike:
         Returns:
             STRUCK when it is on its way, OBSERVED, or SKIPPED where the policy leaves it alone; in each case
             :meth:`finish` must be called, and gives the report.
+
+        Raises:
+            TargetError: it is the root, or holds this process or pid 1; nothing was touched.
         """
         before = self._watch.before
         if before is not None:
@@ -108,7 +113,11 @@ class Strike:
         if before is not None and before.anon_bytes < self.policy.min_size_bytes:
             self._skipped = f"smaller than min-size ({before.anon_bytes} < {self.policy.min_size_bytes} bytes)"
             return Outcome.SKIPPED
-        victims = self._roster.enrol()
+        try:
+            victims = self._roster.muster()
+        except TargetError as error:
+            self._skipped = str(error)
+            raise
         self._step(f"{len(victims)} processes held by pidfd")
         if self._observing:
             return Outcome.OBSERVED
