@@ -31,7 +31,7 @@ def upstream() -> Contract:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "expedited" / "proto-check"
     kept = cache / f"{digest.hexdigest()[:24]}.json"
     if not kept.exists():
-        go = shutil.which("go", path=f"{os.environ.get('PATH', os.defpath)}:/usr/local/go/bin")
+        go = shutil.which("go")
         if go is None:
             pytest.fail(f"upstream's contracts come from Go modules: install go ({CHECKER}/go.mod says which version)")
         made = subprocess.run([go, "run", "."], cwd=CHECKER, capture_output=True, text=True, check=False)

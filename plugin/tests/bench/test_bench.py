@@ -87,19 +87,21 @@ def test_the_strikes_benchmark_measures_engine_gate_and_reaping():
     assert [(way.way, way.processes, way.spread.count) for way in result.signalling] == [
         ("engine", 5, 2),
         ("gate", 5, 2),
+        ("gate, after SIGTERM", 5, 2),
     ]
     assert result.reaping is not None
     assert len(result.reaping.plain_kill_us) == len(result.reaping.strike_us) == 2
     assert {what for what, done, total in told.calls if done == total} == {
         "striking 5 processes",
         "striking 5 processes by the gate",
+        "striking 5 processes by the gate, after SIGTERM",
         "a process of 32 MiB, struck and merely killed",
     }
     said = json.loads(json.dumps(result.to_json()))
     assert said.keys() == {"conditions", "signalling", "reaping", "target", "within_target"}
     assert said["signalling"][0].keys() >= {"way", "cgroup_version", "processes", "p50_us", "p99_us"}
     assert said["reaping"].keys() == {"bytes", "plain_kill", "strike", "ratio"}
-    assert len(strike.rows(result)) == 4
+    assert len(strike.rows(result)) == 5
     assert all(len(row) == len(strike.COLUMNS) for row in strike.rows(result))
     assert _left_behind() == []
 
@@ -108,7 +110,7 @@ def test_reaping_can_be_left_out():
     result = strike.run(StrikeOptions(runs=1, processes=2, reap_bytes=0))
     assert result.reaping is None
     assert result.to_json()["reaping"] is None
-    assert len(strike.rows(result)) == 2
+    assert len(strike.rows(result)) == 3
 
 
 def test_the_strikes_target_is_for_every_way():
