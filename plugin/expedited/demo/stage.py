@@ -27,7 +27,7 @@ from expedited.teardown.cgroup import hierarchies
 __all__ = ["memory_directory", "pod_for", "run_striker", "stop_once"]
 
 #: A contended stock stop is given up, and counted as this long, after so many seconds.
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 20.0
 
 _START_SECONDS = 10.0
 _END_SECONDS = 10.0
