@@ -73,3 +73,14 @@ e2e: setup  ## The suite on clusters with the patched and the stock kernel (TEST
 	$(RUN) python e2e/suite $(TEST)
 
 e2e-all: e2e  ## The same; nothing is left out of the short form yet
+
+# Deployment: docs/install.md and docs/security.md say what for.
+.PHONY: image test-deploy
+
+image: setup  ## The agent's image: build/expedited-VERSION.oci.tar and its bill of materials
+	@deploy/tests/setup.sh
+	@deploy/image/build
+
+test-deploy: setup  ## Chart, manifests and image (TEST="-k chart"); the image is built twice, and run on a real containerd
+	@deploy/tests/setup.sh
+	$(RUN) pytest deploy/tests $(TEST)

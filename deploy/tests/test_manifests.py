@@ -20,6 +20,11 @@ def _plain(objects: Objects) -> Objects:
         for metadata in (each["metadata"], spec.get("template", {}).get("metadata", {})):
             for label in _HELMS_OWN:
                 metadata.get("labels", {}).pop(label, None)
+        for container in spec.get("template", {}).get("spec", {}).get("containers", ()):
+            names = [variable["name"] for variable in container["env"]]
+            # All that their order is for: one refers to another
+            assert names.index("POD_IP") < names.index("EXPEDITED_METRICS_ADDRESS")
+            container["env"].sort(key=lambda variable: variable["name"])
     return objects
 
 
