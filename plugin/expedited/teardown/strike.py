@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from expedited.teardown.boost import Boost
 from expedited.teardown.cgroup import Cgroup, TargetError
+from expedited.teardown.kin import may_share_outside
 from expedited.teardown.linux import KEEP_FILE, REAP_KILL, mrelease_support, realtime
 from expedited.teardown.measure import MemoryWatch
 from expedited.teardown.policy import Mode, Order, PageCache, Policy
@@ -143,13 +144,15 @@ class Strike:
         assert self._reapers is not None
         large = self._by_size(victims) if can_reap else []
         first, later = large[: self._reapers.count], large[self._reapers.count :]
-        flags = self._flags | kill_flag
+        members = self._roster.living
+        alone = {victim for victim in first if kill_flag and not may_share_outside(victim.pid, members)}
         init = next((victim for victim in victims if victim.pid == self._init_pid), None)
         if init is not None and init not in first:
             self._send(init)
         first.sort(key=lambda victim: victim is not init)
         for victim in first:
-            self._reapers.submit(lambda victim=victim: kill_and_reap(victim, flags))  # type: ignore[misc]
+            flags = self._flags | (kill_flag if victim in alone else 0)
+            self._reapers.submit(lambda victim=victim, flags=flags: kill_and_reap(victim, flags))  # type: ignore[misc]
             if victim is init:
                 self._until_signalled(victim)
         for victim in first:
