@@ -198,9 +198,7 @@ def test_nri_that_is_off_by_other_means_is_put_on(with_containerd: Node, head: s
     node.write("etc/containerd/config.toml", "version = 2\n" if not head else f"version = 2\n{head}")
     node.write("etc/containerd/conf.d/00-theirs.toml", _OFF)
     if not head:
-        node.write(
-            "etc/containerd/config.toml", "imports = ['conf.d/00-theirs.toml', 'conf.d/1*.toml']\nversion = 2\n"
-        )
+        node.write("etc/containerd/config.toml", "imports = ['conf.d/00-theirs.toml', 'conf.d/1*.toml']\nversion = 2\n")
     before = _everything(node.root)
     assert _effective(node)["disable"] is True
     said = node.install()
