@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kubernetes import client, config
@@ -32,6 +33,8 @@ class Case:
             was free; for an eviction, until the node's available memory was over the threshold.
         gone_s: From there until the pod had no process left.
         evicted_pods: How many other pods were evicted.
+        kill_back_s: From the SIGKILL until the memory was back, as the agent has it.
+        outcome: What the agent says it did.
     """
 
     name: str
@@ -41,6 +44,8 @@ class Case:
     gone_s: float | None
     evicted_pods: int
     ok: bool
+    kill_back_s: float | None = None
+    outcome: str = ""
 
 
 class Record:
@@ -51,11 +56,22 @@ class Record:
         self._versions = versions
         self._cases: list[Case] = []
 
-    def add(self, name: str, mode: str, back: float | None, gone: float | None, evicted: int = 0) -> Case:
-        """Add a case; it is ok if the memory came back and the pod went."""
-        case = Case(
-            name, self.kernel, mode, _rounded(back), _rounded(gone), evicted, back is not None and gone is not None
-        )
+    def add(
+        self,
+        name: str,
+        mode: str,
+        back: float | None,
+        gone: float | None,
+        stop: dict[str, Any] | None,
+        evicted: int = 0,
+    ) -> Case:
+        """Add a case; it is ok if the memory came back, the pod went, and the agent saw it and did as it was told."""
+        outcome = stop["outcome"] if stop else "not seen"
+        expected = {"observe": "observed", "strike": "struck"}[mode]
+        ok = back is not None and gone is not None and outcome == expected
+        killed = stop.get("memory_back_seconds") if stop else None
+        times = (_rounded(back), _rounded(gone))
+        case = Case(name, self.kernel, mode, *times, evicted, ok, _rounded(killed), outcome)
         self._cases.append(case)
         document = {"cases": [asdict(each) for each in self._cases], "versions": self._versions}
         RESULTS.write_text(json.dumps(document, indent=1))
@@ -88,7 +104,7 @@ def record(api: client.CoreV1Api, node: Node) -> Record:
             "kubelet": info.kubelet_version,
             "runtime": info.container_runtime_version,
             "docker": docker.stdout.strip(),
-            "kind": subprocess.run(["kind", "version"], check=True, capture_output=True, text=True).stdout.strip(),
+            "kind": subprocess.run(["kind", "version"], check=True, capture_output=True, text=True).stdout.split()[1],
         }
     )
 

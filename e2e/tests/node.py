@@ -112,8 +112,11 @@ class MemoryWatch:
         return self._first(since_seconds, lambda sample: not sample.populated)
 
     def available_at(self, since_seconds: float, threshold_bytes: int) -> float | None:
-        """When the node's available memory was back over the threshold; None: not yet."""
-        return self._first(since_seconds, lambda sample: sample.available_bytes >= threshold_bytes)
+        """When the node's available memory came over the threshold and stayed there; None: it is below."""
+        later = [sample for sample in list(self.samples) if sample.at_seconds >= since_seconds]
+        short = [number for number, sample in enumerate(later) if sample.available_bytes < threshold_bytes]
+        after = short[-1] + 1 if short else 0
+        return later[after].at_seconds if after < len(later) else None
 
     def _first(self, since_seconds: float, condition: Callable[[Sample], bool]) -> float | None:
         later = [sample for sample in list(self.samples) if sample.at_seconds >= since_seconds]

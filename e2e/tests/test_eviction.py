@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from agent import last_stop
 from conftest import Record
 from kubernetes import client
 from node import MemoryWatch, Node
@@ -33,28 +34,32 @@ def test_an_evicted_hog_is_the_only_one(
     pods.make(hog_pod("bystander-2", "--bytes", "30M", mode=mode))
     pods.ready("innocent", "bystander-1", "bystander-2")
     room = node.available_bytes() - THRESHOLD - PUSH * 2 // 3
-    uid = pods.make(hog_pod("hog", "--bytes", str(room), "--ignore-term", mode=mode))
-    pods.ready("hog", seconds=300)
+    hog = f"hog-{mode}"
+    uid = pods.make(hog_pod(hog, "--bytes", str(room), "--ignore-term", mode=mode))
+    pods.ready(hog, seconds=300)
     burners(pods)
     watch = MemoryWatch(node, node.pod_cgroup(uid))
     began = time.time()
     # Within its request, so it is not to blame for what is short
     pods.make(hog_pod("push", "--bytes", str(PUSH), requests={"memory": "200Mi", "cpu": "100m"}, mode=mode))
-    decided = 0.0
     try:
-        wait_for("kubelet evicts", lambda: "hog" in pods.evicted(), 300)
+        wait_for("kubelet evicts", lambda: hog in pods.evicted(), 300)
         decided = _decision(node, began)
-        wait_for("memory is available again", lambda: watch.available_at(decided, THRESHOLD), 300)
         wait_for("the hog has no process", lambda: watch.gone_at(decided), 300)
+        wait_for("memory is available again", lambda: watch.available_at(decided, THRESHOLD), 300)
     finally:
         watch.stop()
-        back, gone = watch.available_at(decided, THRESHOLD), watch.gone_at(decided)
-        others = [name for name in pods.evicted() if name != "hog"]
-        case = record.add("eviction", mode, back and back - decided, gone and gone - decided, len(others))
+    back, gone = watch.available_at(decided, THRESHOLD), watch.gone_at(decided)
+    others = [name for name in pods.evicted() if name != hog]
+    print(
+        f"{mode}: others evicted: {others}; the hog's memory back after {(watch.back_at(decided) or 0) - decided:.1f} s"
+    )
+    stop = wait_for("the agent wrote of it", lambda: last_stop(api, hog), 60)
+    case = record.add("eviction", mode, back and back - decided, gone and gone - decided, stop, len(others))
     assert case.ok
-    assert "hog" in pods.evicted()
-    assert not others
     assert pods.get("innocent").status.phase == "Running"
+    # Without a strike kubelet may well go on evicting while the first is still dying: that is what the record is for
+    assert mode == "observe" or not others
     events = [
         event
         for event in api.list_namespaced_event(NAMESPACE, field_selector="reason=Evicted").items
