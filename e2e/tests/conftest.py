@@ -35,6 +35,9 @@ class Case:
         evicted_pods: How many other pods were evicted.
         kill_back_s: From the SIGKILL until the memory was back, as the agent has it.
         outcome: What the agent says it did.
+        lost_races: How many processes let go of their memory before it could be reaped, as the agent has it.
+        summary_back_s: Like ``memory_back_s``, by kubelet's own summary, which it renews every 10 s or so.
+        hog_back_s: For an eviction: until 95% of the hog's anonymous memory was free.
     """
 
     name: str
@@ -46,6 +49,9 @@ class Case:
     ok: bool
     kill_back_s: float | None = None
     outcome: str = ""
+    lost_races: int = 0
+    summary_back_s: float | None = None
+    hog_back_s: float | None = None
 
 
 class Record:
@@ -64,18 +70,49 @@ class Record:
         gone: float | None,
         stop: dict[str, Any] | None,
         evicted: int = 0,
+        summary: float | None = None,
+        hog: float | None = None,
     ) -> Case:
         """Add a case; it is ok if the memory came back, the pod went, and the agent saw it and did as it was told."""
         outcome = stop["outcome"] if stop else "not seen"
         expected = {"observe": "observed", "strike": "struck"}[mode]
         ok = back is not None and gone is not None and outcome == expected
         killed = stop.get("memory_back_seconds") if stop else None
-        times = (_rounded(back), _rounded(gone))
-        case = Case(name, self.kernel, mode, *times, evicted, ok, _rounded(killed), outcome)
+        lost = stop.get("lost_races", 0) if stop else 0
+        case = Case(
+            name=name,
+            kernel=self.kernel,
+            mode=mode,
+            memory_back_s=_rounded(back),
+            gone_s=_rounded(gone),
+            evicted_pods=evicted,
+            ok=ok,
+            kill_back_s=_rounded(killed),
+            outcome=outcome,
+            lost_races=lost,
+            summary_back_s=_rounded(summary),
+            hog_back_s=_rounded(hog),
+        )
         self._cases.append(case)
         document = {"cases": [asdict(each) for each in self._cases], "versions": self._versions}
         RESULTS.write_text(json.dumps(document, indent=1))
         return case
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How often: medians want more than one."""
+    parser.addoption("--repeat", type=int, default=1, help="run each case so many times, the modes interleaved")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each case as often as was asked for."""
+    metafunc.fixturenames.append("run")
+    metafunc.parametrize("run", range(metafunc.config.getoption("--repeat")))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All cases once, then all of them again: what changes on the machine meanwhile changes for all."""
+    items.sort(key=lambda item: item.callspec.params["run"])  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="session")

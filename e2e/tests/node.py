@@ -6,6 +6,7 @@ asking anything in the node: what is measured does not depend on what the node i
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -16,7 +17,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-__all__ = ["NODE", "MemoryWatch", "Node", "Sample"]
+from kubernetes import client
+from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
+
+__all__ = ["NODE", "MemoryWatch", "Node", "Sample", "SummaryWatch"]
 
 NODE = "expedited-control-plane"
 _KLOG = re.compile(r"[IWEF](\d\d)(\d\d) (\d\d):(\d\d):(\d\d\.\d+)")
@@ -65,6 +70,20 @@ class Node:
         if len(found) != 1:
             raise LookupError(f"{len(found)} cgroups for the pod {uid}: {found}")
         return found[0]
+
+    def processes_outside(self, cgroup: Path) -> set[tuple[int, str]]:
+        """Pid and name of every process of the node that is not below this cgroup."""
+        found = set()
+        for path in self.cgroup.rglob("cgroup.procs"):
+            if path.is_relative_to(cgroup):
+                continue
+            try:
+                found |= {
+                    (pid, Path(f"/proc/{pid}/comm").read_text().strip()) for pid in map(int, path.read_text().split())
+                }
+            except OSError:
+                pass  # the cgroup or the process has gone meanwhile
+        return found
 
     def kubelet_log(self, since_seconds: float) -> list[tuple[float, str]]:
         """Kubelet's messages since then, with the time that kubelet itself wrote on them."""
@@ -135,6 +154,41 @@ class MemoryWatch:
             available = self.node.available_bytes()
             self.samples.append(Sample(time.time(), used, available, populated))
             time.sleep(0.02)
+
+
+@dataclass
+class SummaryWatch:
+    """Asks kubelet's summary API, through the API server, every second for the node's available memory."""
+
+    api: client.CoreV1Api
+    samples: dict[float, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask no more."""
+        self._over.set()
+        self._thread.join()
+
+    def available_at(self, since_seconds: float, threshold_bytes: int) -> float | None:
+        """Time of kubelet's first sample from which on memory was over the threshold; None: it is below."""
+        later = sorted((moment, free) for moment, free in dict(self.samples).items() if moment >= since_seconds)
+        short = [number for number, (_, free) in enumerate(later) if free < threshold_bytes]
+        after = short[-1] + 1 if short else 0
+        return later[after][0] if after < len(later) else None
+
+    def _watch(self) -> None:
+        while not self._over.wait(1):
+            try:
+                text = self.api.connect_get_node_proxy_with_path(NODE, "stats/summary")
+                memory = ast.literal_eval(text)["node"]["memory"]
+            except (ApiException, HTTPError, KeyError):
+                continue  # the node is busy: the next one
+            moment = datetime.strptime(memory["time"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
+            self.samples[moment] = memory["availableBytes"]
 
 
 def _stat(cgroup: Path, name: str) -> int:

@@ -69,10 +69,10 @@ class Pods:
         for name in names:
             wait_for(f"pod {name} is ready ({self.get(name)})", lambda name=name: "READY" in self.log(name), seconds)
 
-    def log(self, name: str) -> str:
-        """What it has written so far; nothing if it has not started."""
+    def log(self, name: str, container: str | None = None) -> str:
+        """What it, or one of its containers, has written so far; nothing if it has not started."""
         try:
-            return str(self.api.read_namespaced_pod_log(name, NAMESPACE))
+            return str(self.api.read_namespaced_pod_log(name, NAMESPACE, container=container))
         except ApiException:
             return ""
 

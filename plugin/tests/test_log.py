@@ -140,6 +140,7 @@ def test_a_stop_is_one_line_with_its_figures() -> None:
         "bytes_returned": 1000,
         "memory_back_seconds": 0.02,
         "processes": 3,
+        "lost_races": 0,
     }
 
 
