@@ -6,7 +6,7 @@ error's ``exit_code``; a traceback never reaches a user. This module imports not
 
 from __future__ import annotations
 
-__all__ = ["ExpeditedError", "UsageError"]
+__all__ = ["AlreadySaid", "ExpeditedError", "UsageError"]
 
 
 class ExpeditedError(Exception):
@@ -19,3 +19,7 @@ class UsageError(ExpeditedError):
     """What the user typed, configured or annotated is wrong; nothing was done."""
 
     exit_code = 2
+
+
+class AlreadySaid(ExpeditedError):
+    """Another of our processes has printed its one line about it; what is left is the exit code."""

@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
     from expedited import log
     from expedited.agent.agent import run
-    from expedited.errors import ExpeditedError
+    from expedited.errors import AlreadySaid, ExpeditedError
     from expedited.settings import AgentSettings
 
     if len(arguments) != 1:
@@ -30,6 +30,8 @@ def main(arguments: list[str]) -> int:
     log.configure(settings.log_level, settings.log_format)
     try:
         asyncio.run(run(settings))
+    except AlreadySaid as error:
+        return error.exit_code
     except ExpeditedError as error:
         print(f"expedited: {error}", file=sys.stderr)
         return error.exit_code

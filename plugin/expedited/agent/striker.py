@@ -21,7 +21,7 @@ from typing import Any
 import structlog
 
 from expedited import __version__
-from expedited.errors import ExpeditedError, UsageError
+from expedited.errors import AlreadySaid, ExpeditedError, UsageError
 from expedited.settings import AgentSettings
 from expedited.striker.link import StrikerLink, StrikerUnreachable
 from expedited.teardown.policy import Policy
@@ -39,11 +39,11 @@ _POLICIES_A_PACKET = 200
 _Message = dict[str, Any]
 
 
-class _CannotGate(ExpeditedError):
-    """A striker ended for good before it was ready: here it never will be."""
+class _CannotGate(AlreadySaid):
+    """A striker ended for good before it was ready, and said why: here it never will be."""
 
     def __init__(self, code: int) -> None:
-        super().__init__(f"the striker can't work here (it ended with code {code}): its line above says why")
+        super().__init__(f"the striker can't work here (it ended with code {code}): its own line says why")
         self.exit_code = code
 
 

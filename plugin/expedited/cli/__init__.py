@@ -10,12 +10,21 @@ __all__ = ["main"]
 
 def main() -> None:
     """The program ``expedited``: one line and an exit code for every error, never a traceback."""
+    from typer import TyperException
+
     from expedited.errors import ExpeditedError
 
     try:
         from expedited.cli.app import app
 
-        app(prog_name="expedited")
+        sys.exit(app(prog_name="expedited", standalone_mode=False))
+    except TyperException as error:
+        # Of the command line itself: an option that there is not, a value that is none. typer would draw a box
+        message = " ".join(str(getattr(error, "format_message", error.__str__)()).split())
+        if message:  # else it was called with no arguments, and has shown its help
+            where = getattr(getattr(error, "ctx", None), "command_path", "expedited")
+            print(f"expedited: {message.rstrip('.')}; see `{where} --help`", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 2))
     except ExpeditedError as error:
         print(f"expedited: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

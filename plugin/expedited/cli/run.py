@@ -7,6 +7,7 @@ import signal
 import sys
 from typing import NoReturn
 
+from expedited.errors import ExpeditedError
 from expedited.settings import AgentSettings
 from expedited.striker.cgroup_namespace import join_nodes
 
@@ -24,4 +25,7 @@ def become_agent(settings: AgentSettings) -> NoReturn:
     # Docstrings stay on disk; and glibc would give each of gRPC's threads an arena of its own, which costs more memory
     # than it ever saves time here (mallopt(3))
     environment = {"MALLOC_ARENA_MAX": "1", **os.environ}
-    os.execve(sys.executable, [sys.executable, "-POO", "-m", "expedited.agent", settings.to_json()], environment)
+    try:
+        os.execve(sys.executable, [sys.executable, "-POO", "-m", "expedited.agent", settings.to_json()], environment)
+    except OSError as error:
+        raise ExpeditedError(f"{sys.executable} can't be run as the agent: {error.strerror}") from None
