@@ -2,7 +2,7 @@
 export PATH := $(CURDIR)/.tools/bin:$(PATH):/usr/local/go/bin
 RUN := uv run --no-sync
 
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test check format docs clean
 
 help:  ## What there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ check: setup  ## ruff, mypy, import-linter
 format: setup  ## Let ruff put the code in order
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
+
+docs: setup  ## The documentation as a site: build/site
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet
 
 clean:  ## Remove what was made here (the cache of built runtimes stays)
 	rm -rf .venv .tools build dist plugin/expedited/pb .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

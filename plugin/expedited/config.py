@@ -31,7 +31,7 @@ from expedited.quantity import SIZE_ACCEPTED, parse_seconds, parse_size
 from expedited.settings import AgentSettings
 from expedited.teardown.policy import Policy
 
-__all__ = ["DEFAULT_FILE", "load"]
+__all__ = ["ACCEPTED", "DEFAULT_FILE", "load"]
 
 #: Read where no other is named; it need not exist.
 DEFAULT_FILE = Path("/etc/expedited/config.yaml")
@@ -47,8 +47,8 @@ _DEFAULTS = AgentSettings()
 # A decision that takes longer than the supervisor waits for the gate would be the end of the gate.
 _LONGEST_BUDGET_SECONDS = 1.0
 
-# What a value may be, for messages; TERMS has a policy's.
-_ACCEPTED = {
+#: What a value may be, for messages and the reference; TERMS has a policy's.
+ACCEPTED = {
     "run_dir": "an absolute path",
     "state_roots": "a list of absolute paths (* stands for one level)",
     "nri_socket": "an absolute path, or nothing for no NRI",
@@ -196,7 +196,7 @@ def load(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -
     except SettingsError as problem:
         name = re.search(r'field "(\w+)"', str(problem))
         variable = f"{_ENV}{name[1].upper()}" if name else "the environment"
-        raise UsageError(f"{variable} is not JSON of {_ACCEPTED.get(name[1] if name else '', 'its kind')}") from problem
+        raise UsageError(f"{variable} is not JSON of {ACCEPTED.get(name[1] if name else '', 'its kind')}") from problem
     except ValidationError as problem:
         first = problem.errors(include_url=False)[0]
         keys = [part for part in first["loc"] if isinstance(part, str)]
@@ -269,7 +269,7 @@ def _wrong_value(keys: list[str], value: object, origin: Path, flags: Mapping[st
         term = TERMS[keys[-1].replace("_", "-")]
         accepted, words = term.accepted, term.words
     else:
-        accepted, words = _ACCEPTED["policy" if len(keys) > 1 else keys[0]], ()
+        accepted, words = ACCEPTED["policy" if len(keys) > 1 else keys[0]], ()
     key = ".".join(keys).replace("_", "-")
     where = f"{origin}: {key}"
     if _is_in(flags, keys):

@@ -44,7 +44,7 @@ def test_without_anything_the_defaults_hold() -> None:
 
 def test_every_setting_of_the_agent_can_be_written() -> None:
     assert {field.name for field in dataclasses.fields(AgentSettings)} == set(config._Model.model_fields)
-    assert set(config._ACCEPTED) == set(config._Model.model_fields)
+    assert set(config.ACCEPTED) == set(config._Model.model_fields)
 
 
 def test_a_file_sets_everything(write) -> None:  # type: ignore[no-untyped-def]

@@ -1,0 +1,168 @@
+"""mkdocs hook: the pages of the reference that are made from the code, so that they can't be behind it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import MISSING, fields
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from expedited.annotations import PREFIX, TERMS
+from expedited.config import ACCEPTED
+from expedited.doctor import examine
+from expedited.settings import AgentSettings
+from expedited.teardown.policy import Policy
+
+_MEANING = {
+    "mode": "Strike; observe (measure the runtime's own kill, change nothing); compare (strike every other one); or leave alone.",
+    "page-cache": "Clean page cache that is left behind: dropped, kept, or `auto`: dropped when the pod goes for good, kept when "
+    "the container restarts in place.",
+    "boost": "Whether the dying may be put before all others on the CPUs.",
+    "min-size": "A container with less anonymous memory is not struck.",
+    "order": "Who signals first: `lead` we, `follow` the runtime; `auto` by the container's shape.",
+    "deadline": "After this long a strike reports what it reached and lets go.",
+}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages to those that lie in docs/."""
+    for name, page in (
+        ("annotations.md", annotations()),
+        ("configuration.md", configuration()),
+        ("troubleshooting.md", troubleshooting()),
+    ):
+        files.append(File.generated(config, name, content=page))
+    return files
+
+
+def annotations() -> str:
+    """Every annotation: what it takes, its default, what it means."""
+    rows = [
+        f"| `{PREFIX}{name}` | {_cell(term.accepted)} | `{_written(getattr(Policy(), term.field))}` | {_MEANING[name]} |"
+        for name, term in TERMS.items()
+    ]
+    return "\n".join(
+        [
+            "# Annotations of a pod",
+            "",
+            f"`{PREFIX}KEY` holds for the whole pod, `{PREFIX}KEY.NAME` for its container NAME and before the former. Without either",
+            "the default of the pod's namespace holds, else the node's ([configuration](configuration.md)).",
+            "",
+            "What is not understood is said in one line of the agent's log, with the nearest name, and that pod is left alone",
+            "(mode off): a typing error is never the reason for a strike.",
+            "",
+            "| annotation | takes | default | what it does |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def configuration() -> str:
+    """Every key of the file with its variable, its default and its meaning."""
+    meaning = _attributes(AgentSettings)
+    rows = []
+    for field in fields(AgentSettings):
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        shown = "[below](#a-policy)" if isinstance(default, Policy) else f"`{_written(default)}`"
+        key = field.name.replace("_", "-")
+        rows.append(
+            f"| `{key}` | `EXPEDITED_{field.name.upper()}` | {_cell(ACCEPTED[field.name])} | {shown} | {meaning[field.name]} |"
+        )
+    policy = [
+        f"| `{name}` | {_cell(term.accepted)} | `{_written(getattr(Policy(), term.field))}` | {_MEANING[name]} |"
+        for name, term in TERMS.items()
+    ]
+    return "\n".join(
+        [
+            "# Configuration",
+            "",
+            "Flags of `expedited run` go before variables, those before the file (`--config`, `EXPEDITED_CONFIG`, else",
+            "/etc/expedited/config.yaml if it is there), that before the defaults. An unknown key is an error that names the",
+            "nearest one; nothing is started then.",
+            "",
+            "| key | variable | takes | default | what it is |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+            "## A policy",
+            "",
+            "The keys below `policy`, and below `namespaces.NAME` for the pods of one Kubernetes namespace; in a variable",
+            "with two underscores: `EXPEDITED_POLICY__MODE`.",
+            "",
+            "| key | takes | default | what it does |",
+            "|---|---|---|---|",
+            *policy,
+            "",
+            "A file for a first look:",
+            "",
+            "    policy:",
+            "      mode: observe",
+            "    namespaces:",
+            "      batch:",
+            "        mode: strike",
+            "        page-cache: drop",
+            "",
+        ]
+    )
+
+
+def troubleshooting() -> str:
+    """What `expedited doctor` looks at: what it costs where it is missing, and how to get it."""
+    lines = [
+        "# Troubleshooting",
+        "",
+        "`expedited doctor` looks at everything that the main job needs; on Kubernetes, `kubectl expedited doctor`, for all nodes. Exit",
+        "code 1: kills can't be caught or reaped there. Each of its lines is one of these.",
+        "",
+    ]
+    area = None
+    for finding in examine(AgentSettings()):
+        if finding.area is not area:
+            area = finding.area
+            lines += [
+                f"\n## {area.value[0].upper()}{area.value[1:]}\n",
+                "| what | without it | how to get it |",
+                "|---|---|---|",
+            ]
+        lines.append(f"| {_cell(finding.name)} | {_cell(finding.costs)} | {_cell(finding.remedy)} |")
+    return "\n".join([*lines, "", _STORIES])
+
+
+_STORIES = """\
+## One stop
+
+`expedited stops --steps` (or `kubectl expedited why POD`) tells a stop's story in time order: when the kill was seen, who was
+struck, who lost the race, when the memory was back, when the cgroup was empty.
+
+- **No line for a stop**: the container ended by itself or within its grace; that is no kill. Or it was not gated: `expedited status`
+  says how many are, `expedited doctor` why not.
+- **`skipped`**: less anonymous memory than `min-size`, or mode off.
+- **`deadline`**: something in the cgroup did not die, mostly in uninterruptible sleep (a stuck disk or NFS server); the
+  runtime's own kill waits for it as well.
+- **Pod left alone**: an annotation was not understood; the agent's log has the line.
+"""
+
+
+def _attributes(kind: type) -> dict[str, str]:
+    """The meaning of each field, from the docstring's section ``Attributes:``."""
+    text = (kind.__doc__ or "").partition("Attributes:")[2]
+    found = re.findall(r"^ {8}(\w+): (.*?)(?=^ {8}\w+: |\Z)", text, re.MULTILINE | re.DOTALL)
+    return {name: _cell(" ".join(words.replace("``", "`").split())) for name, words in found}
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (tuple, list)):
+        return ", ".join(value)
+    if value in ("", {}):
+        return "nothing"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,74 @@
+"""The documentation's site: it builds without a warning, and its reference has everything that the code has."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from expedited.annotations import PREFIX, TERMS
+from expedited.doctor import examine
+from expedited.metrics.table import TABLE
+from expedited.settings import AgentSettings
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the site, made as `make docs` makes it."""
+    folder = tmp_path_factory.mktemp("site")
+    subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
+        cwd=CHECKOUT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        check=True,
+    )
+    return folder
+
+
+def words(site: Path, page: str) -> str:
+    """What a reader sees of a page."""
+    return html.unescape(re.sub(r"<[^>]+>", "", (site / page / "index.html").read_text()))
+
+
+def test_every_annotation_is_in_the_reference(site: Path) -> None:
+    page = words(site, "annotations")
+    assert [name for name in TERMS if f"{PREFIX}{name}" not in page] == []
+
+
+def test_every_key_is_in_the_reference_with_its_variable(site: Path) -> None:
+    page = words(site, "configuration")
+    names = [field.name for field in fields(AgentSettings)]
+    assert [name for name in names if name.replace("_", "-") not in page] == []
+    assert [name for name in names if f"EXPEDITED_{name.upper()}" not in page] == []
+
+
+def test_every_metric_is_in_the_reference(site: Path) -> None:
+    page = words(site, "metrics")
+    assert [metric.name for metric in TABLE if metric.name not in page] == []
+
+
+def test_everything_that_doctor_looks_at_is_in_the_troubleshooting(site: Path) -> None:
+    page = words(site, "troubleshooting")
+    findings = examine(AgentSettings())
+    assert findings
+    assert [finding.name for finding in findings if finding.name not in page or finding.remedy not in page] == []
+
+
+def test_every_page_and_picture_that_is_named_is_there(site: Path) -> None:
+    missing = []
+    for page in site.rglob("*.html"):
+        if page.name == "404.html":  # its links are from the site's root
+            continue
+        for link in re.findall(r'(?:href|src)="([^"#:?]+)["#?]', page.read_text()):  # with a colon: elsewhere
+            target = (page.parent / link).resolve()
+            if not (target.is_file() or (target / "index.html").is_file()):
+                missing.append((str(page.relative_to(site)), link))
+    assert missing == []
