@@ -46,7 +46,7 @@ def wait_for(what: str, condition: Callable[[], Any], seconds: float = 120) -> A
     while not (value := condition()):
         if time.monotonic() > deadline:
             raise TimeoutError(f"not within {seconds:g} s: {what}")
-        time.sleep(0.2)
+        time.sleep(0.5)  # most conditions ask the API server, which shares the node's one CPU
     return value
 
 
