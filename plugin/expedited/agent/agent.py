@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -90,6 +91,7 @@ class Agent:
         self._heard_up_to = (0.0, 0)  # which striker (its start), and the number of its last report
         self._news: list[dict[str, Any]] | None = None  # reports that came while older ones are being asked for
         self._metrics: Metrics | None = None
+        self._stopping: dict[str, float] = {}  # since when (the epoch's seconds), by container
         self._closing = asyncio.Event()  # the gate is to end, with the agent or before it
         self._gate_ended = asyncio.Event()
         self._chores: set[asyncio.Task[Any]] = set()
@@ -155,11 +157,13 @@ class Agent:
             _log.warning(problem)
         self._striker.tell_policies(change.policies)
         for container_id in change.gone:
+            self._stopping.pop(container_id, None)
             self._striker.tell("forget", id=container_id)
             self._pod_cache.forget(container_id)
 
     async def _gate_before_start(self, container_id: str) -> None:
         """The runtime waits for this: after it no kill of the container is missed, and its policy is known."""
+        self._stopping.pop(container_id, None)
         known = self._inventory.get(container_id)
         if known is not None and known.policy != self._settings.policy:
             # The striker forgot it with the container's last run, where this one starts again under the same id
@@ -235,6 +239,7 @@ class Agent:
                 else:
                     self._news.append(message["report"])
             case "stop_began":
+                self._stopping.setdefault(message["id"], time.time())
                 container = self._inventory.get(message["id"])
                 _log.debug("a stop began: SIGTERM was sent", container=container.label if container else message["id"])
             case "refused":
@@ -246,6 +251,7 @@ class Agent:
             return  # came twice: as news, and in what was asked for after a new connection
         self._heard_up_to = (striker, int(data["number"]))
         stop = self._stop_of(Report.from_json(data))
+        self._stopping.pop(stop.report.container_id, None)
         self._stops.add(stop)
         log.log_stop(stop)
         if self._metrics is not None:
@@ -304,7 +310,12 @@ class Agent:
 
     def containers(self) -> Sequence[Container]:
         """See :meth:`Backend.containers`."""
-        return sorted(self._inventory, key=lambda known: (known.pod, known.seen.name, known.id))
+        known = sorted(self._inventory, key=lambda known: (known.pod, known.seen.name, known.id))
+        # One that ended within its grace was never struck, and there is no report of it
+        return [
+            replace(each, stopping_since=self._stopping.get(each.id)) if each.seen.state is not State.STOPPED else each
+            for each in known
+        ]
 
     def stops(self) -> Sequence[Stop]:
         """See :meth:`Backend.stops`."""

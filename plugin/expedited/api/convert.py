@@ -101,6 +101,7 @@ def container_to_pb(container: Container) -> pb.Container:
         state=seen.state.value,
         sandbox=container.sandbox,
         gated=container.gated,
+        stopping_since=container.stopping_since,
     )
 
 

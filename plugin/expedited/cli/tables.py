@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable
 from datetime import datetime
 
@@ -68,13 +69,19 @@ def containers_table(containers: Iterable[pb.Container], title: str | None = Non
         table.add_row(
             _label(each.pod, each.name, each.id),
             each.id[:_SHORT_ID],
-            each.state,
+            _state(each),
             format_size(each.memory.anon_bytes),
             format_size(each.memory.file_bytes),
             each.policy.mode,
             "yes" if each.gated else Text("no", style="yellow"),
         )
     return table
+
+
+def _state(container: pb.Container) -> str | Text:
+    if not container.HasField("stopping_since"):
+        return container.state
+    return Text(f"stopping {max(0, time.time() - container.stopping_since):.0f} s", style="yellow")
 
 
 def _table(headings: Iterable[str], right: Iterable[str], title: str | None) -> Table:

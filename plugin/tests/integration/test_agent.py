@@ -132,6 +132,32 @@ def test_a_stop_is_told_with_its_names_by_every_command(
     assert told == [*(step["what"] for step in stop["steps"]), "stop"]
 
 
+def test_a_stop_in_its_grace_is_shown_and_over_when_the_container_is(
+    containerd: PrivateContainerd, start: StartAgent, make_container: MakeContainer
+) -> None:
+    agent = start()
+    hog, other = (make_container("--bytes", "16M", "--ignore-term") for _ in range(2))
+    wait_known(agent, hog.id)
+    wait_known(agent, other.id)
+
+    def stopping() -> dict[str, float]:
+        (top,) = agent.json("top")
+        return {each["id"]: each["stopping_since"] for each in top["containers"] if each.get("stopping_since")}
+
+    assert stopping() == {}
+    before = time.time()
+    stop = containerd.cri.begin_stop(hog.id, 10)
+    deadline = time.monotonic() + 5
+    while not (seen := stopping()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert list(seen) == [hog.id]
+    assert before <= seen[hog.id] <= time.time()
+    assert "stopping " in agent.cli("top", "--once").stdout
+    stop.result()
+    stop_of(agent, hog.id)
+    assert stopping() == {}
+
+
 def test_status_tells_how_things_are_and_what_memory_they_take(
     containerd: PrivateContainerd, start: StartAgent, make_container: MakeContainer, capsys: pytest.CaptureFixture[str]
 ) -> None:
