@@ -65,9 +65,18 @@ def test_the_schemas_find_what_is_wrong(template: Callable[..., str], release: s
 
 
 def _validate(text: str, release: str) -> list[str]:
-    """What kubeconform finds; PodMonitor's schema is not Kubernetes' and is not here."""
+    """What kubeconform finds; the Prometheus operator's schemas are not Kubernetes' and are not here."""
     done = run(
-        *("kubeconform", "-strict", "-output", "json", "-skip", "PodMonitor", "-kubernetes-version", release),
+        *(
+            "kubeconform",
+            "-strict",
+            "-output",
+            "json",
+            "-skip",
+            "PodMonitor,PrometheusRule",
+            "-kubernetes-version",
+            release,
+        ),
         *("-schema-location", schema_location(release), "-"),
         input=text,
         check=False,
@@ -177,11 +186,17 @@ def test_a_wrong_value_is_named_when_the_chart_is_installed(flag: str, word: str
     assert "at '" in line or "Additional property" in line or "additional properties" in line
 
 
-def test_a_pod_monitor_without_metrics_is_refused() -> None:
-    flags = ("--set", "podMonitor.enabled=true", "--set", "metrics.enabled=false")
+@pytest.mark.parametrize("name", ["podMonitor", "prometheusRule"])
+def test_monitoring_without_metrics_is_refused(name: str) -> None:
+    flags = ("--set", f"{name}.enabled=true", "--set", "metrics.enabled=false")
     done = run("helm", "template", "expedited", CHART, "--kube-version", "1.36", *flags, check=False)
     assert done.returncode != 0
-    assert "podMonitor.enabled wants metrics.enabled" in done.stderr
+    assert f"{name}.enabled wants metrics.enabled" in done.stderr
+
+
+def test_the_operators_rule_is_the_file_that_promtool_tests(template: Callable[..., str]) -> None:
+    rule = by_kind_and_name(template("default", "--set", "prometheusRule.enabled=true"))["PrometheusRule", "expedited"]
+    assert rule["spec"] == yaml.safe_load((DEPLOY / "prometheus" / "rules.yaml").read_text())
 
 
 def test_the_schema_knows_the_words_of_a_policy() -> None:
