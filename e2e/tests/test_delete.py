@@ -45,6 +45,7 @@ def test_a_deleted_pod_gives_its_memory_back(
     pods.ready(victim)
     burners(pods)
     watch = MemoryWatch(node, node.pod_cgroup(uid))
+    began = time.time()
     pods.delete(victim, grace)
     decided = time.time() + grace
     try:
@@ -53,7 +54,7 @@ def test_a_deleted_pod_gives_its_memory_back(
     finally:
         watch.stop()
     back, gone = watch.back_at(decided), watch.gone_at(decided)
-    stop = wait_for("the agent wrote of it", lambda: last_stop(api, victim), 60)
+    stop = wait_for("the agent wrote of it", lambda: last_stop(api, victim, since_seconds=began), 60)
     case = record.add(name, mode, back and back - decided, gone and gone - decided, stop)
     assert case.ok
     wait_for("the API server has it no more", lambda: pods.get(victim) is None)
