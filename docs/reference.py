@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any
 
+import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from expedited.annotations import PREFIX, TERMS
+from expedited.cli.app import app
 from expedited.config import ACCEPTED
 from expedited.doctor import examine
 from expedited.settings import AgentSettings
 from expedited.teardown.policy import Policy
+
+_API = Path(__file__).parents[1] / "proto/v1/expedited.proto"
 
 _MEANING = {
     "mode": "Strike; observe (measure the runtime's own kill, change nothing); compare (strike every other one); or leave alone.",
@@ -31,6 +36,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, page in (
         ("annotations.md", annotations()),
         ("configuration.md", configuration()),
+        ("commands.md", commands()),
+        ("api.md", api()),
         ("troubleshooting.md", troubleshooting()),
     ):
         files.append(File.generated(config, name, content=page))
@@ -70,7 +77,7 @@ def configuration() -> str:
         shown = "[below](#a-policy)" if isinstance(default, Policy) else f"`{_written(default)}`"
         key = field.name.replace("_", "-")
         rows.append(
-            f"| `{key}` | `EXPEDITED_{field.name.upper()}` | {_cell(ACCEPTED[field.name])} | {shown} | {meaning[field.name]} |"
+            f"| `{key}`<br>`EXPEDITED_{field.name.upper()}` | {_cell(ACCEPTED[field.name])} | {shown} | {meaning[field.name]} |"
         )
     policy = [
         f"| `{name}` | {_cell(term.accepted)} | `{_written(getattr(Policy(), term.field))}` | {_MEANING[name]} |"
@@ -84,8 +91,8 @@ def configuration() -> str:
             "/etc/expedited/config.yaml if it is there), that before the defaults. An unknown key is an error that names the",
             "nearest one; nothing is started then.",
             "",
-            "| key | variable | takes | default | what it is |",
-            "|---|---|---|---|---|",
+            "| key, variable | takes | default | what it is |",
+            "|---|---|---|---|",
             *rows,
             "",
             "## A policy",
@@ -108,6 +115,60 @@ def configuration() -> str:
             "",
         ]
     )
+
+
+def commands() -> str:
+    """Every command of the program with its arguments and options."""
+    lines = [
+        "# Commands",
+        "",
+        "Exit code 0: done; 2: the command line or the configuration is wrong; 1: it could not be done, or `doctor` found that it can't.",
+        "Where an option has no default here, the [configuration](configuration.md) says what holds.",
+        "",
+    ]
+    waiting = [("expedited", typer.main.get_command(app))]
+    while waiting:
+        path, command = waiting.pop(0)
+        lines += [f"## {path}", "", " ".join((command.help or "").split()), ""]
+        rows = []
+        for parameter in command.params:
+            if getattr(parameter, "hidden", False) or parameter.name == "help":
+                continue
+            names = parameter.opts if parameter.param_type_name == "option" else [parameter.name.upper()]
+            said = parameter.default not in (None, False, ())
+            default = f"`{_written(parameter.default)}`" if said else ""
+            rows.append(f"| {', '.join(f'`{name}`' for name in names)} | {default} | {_cell(parameter.help or '')} |")
+        if rows:
+            lines += ["| option | default | what it does |", "|---|---|---|", *rows, ""]
+        subordinate = getattr(command, "commands", {}).items()
+        waiting[:0] = [(f"{path} {name}", each) for name, each in subordinate if not each.hidden]
+    return "\n".join(lines)
+
+
+def api() -> str:
+    """The control API: its calls and messages, with the comments of the .proto file."""
+    lines = ["# Control API", ""]
+    remark: list[str] = []
+    for line in _API.read_text().splitlines():
+        text = line.strip()
+        if text.startswith("//"):
+            remark.append(text.removeprefix("//").strip())
+            continue
+        said = " ".join(remark)
+        if text.startswith("syntax"):
+            lines += [said, ""]
+        elif block := re.match(r"(service|message) (\w+) \{", text):
+            of_calls = block[1] == "service"
+            lines += ["", f"## {block[2]}", "", said, ""]
+            if not text.endswith("}"):
+                lines += ["| call | takes | answers | what it does |" if of_calls else "| field | type | what it is |"]
+                lines += ["|---|---|---|---|" if of_calls else "|---|---|---|"]
+        elif call := re.match(r"rpc (\w+)\((.+?)\) returns \((.+?)\)", text):
+            lines.append(f"| `{call[1]}` | {call[2]} | {call[3]} | {_cell(said)} |")
+        elif field := re.match(r"(.+) (\w+) = \d+;", text):
+            lines.append(f"| `{field[2]}` | {_cell(field[1])} | {_cell(said)} |")
+        remark = []
+    return "\n".join([*lines, ""])
 
 
 def troubleshooting() -> str:

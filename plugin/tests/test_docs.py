@@ -11,10 +11,13 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import typer
 
 from expedited.annotations import PREFIX, TERMS
+from expedited.cli.app import app
 from expedited.doctor import examine
 from expedited.metrics.table import TABLE
+from expedited.pb.v1 import expedited_pb2
 from expedited.settings import AgentSettings
 
 CHECKOUT = Path(__file__).parents[2]
@@ -53,6 +56,29 @@ def test_every_key_is_in_the_reference_with_its_variable(site: Path) -> None:
 def test_every_metric_is_in_the_reference(site: Path) -> None:
     page = words(site, "metrics")
     assert [metric.name for metric in TABLE if metric.name not in page] == []
+
+
+def test_every_command_and_option_is_in_the_reference(site: Path) -> None:
+    page = words(site, "commands")
+    missing = []
+    waiting = [("expedited", typer.main.get_command(app))]
+    while waiting:
+        path, command = waiting.pop()
+        subordinate = getattr(command, "commands", {}).items()
+        waiting += [(f"{path} {name}", each) for name, each in subordinate if not each.hidden]
+        shown = [option for each in command.params if not getattr(each, "hidden", False) for option in each.opts]
+        missing += [name for name in (path, *shown) if name not in page]
+    assert missing == []
+
+
+def test_every_call_and_field_of_the_api_is_in_the_reference(site: Path) -> None:
+    page = words(site, "api")
+    described = expedited_pb2.DESCRIPTOR
+    calls = [call.name for service in described.services_by_name.values() for call in service.methods]
+    messages = described.message_types_by_name.values()
+    names = [name for message in messages for name in (message.name, *message.fields_by_name)]
+    assert calls
+    assert [name for name in calls + names if not re.search(rf"\b{name}\b", page)] == []
 
 
 def test_everything_that_doctor_looks_at_is_in_the_troubleshooting(site: Path) -> None:
