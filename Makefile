@@ -63,8 +63,9 @@ KERNEL ?= patched
 node-image: setup  ## The node image for kind and the disk of the machine that runs it; prints its folder
 	@$(RUN) python e2e/node-image/build
 
-cluster: setup  ## A Kubernetes cluster by kind in a virtual machine (KERNEL=patched|stock)
+cluster: image  ## A Kubernetes cluster by kind in a virtual machine, the agent in it by the chart (KERNEL=patched|stock HELM="--set mode=observe")
 	@$(RUN) python e2e/cluster/cluster --kernel $(KERNEL) up
+	@$(RUN) python e2e/cluster/cluster --kernel $(KERNEL) run -- e2e/cluster/agent "$$(ls -t build/expedited-*.oci.tar | head -n 1)" $(HELM)
 
 cluster-shell:  ## A prompt in that machine: kubectl, docker, kind
 	@$(RUN) python e2e/cluster/cluster --kernel $(KERNEL) shell
@@ -72,7 +73,7 @@ cluster-shell:  ## A prompt in that machine: kubectl, docker, kind
 cluster-down:  ## End it
 	@$(RUN) python e2e/cluster/cluster --kernel $(KERNEL) down
 
-e2e: setup  ## The suite on clusters with the patched and the stock kernel (TEST=e2e/tests/test_delete.py)
+e2e: image  ## The suite on clusters with the patched and the stock kernel (TEST=e2e/tests/test_delete.py)
 	$(RUN) python e2e/suite $(TEST)
 
 e2e-all: e2e  ## The same; nothing is left out of the short form yet
