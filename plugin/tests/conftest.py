@@ -21,6 +21,9 @@ from unittest import mock
 
 import pytest
 
+# Before gRPC is loaded: its fork handlers and a `preexec_fn` don't get on, and no child of a test's process calls it
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 from expedited.api.client import ApiClient
 from expedited.cli import main
 from expedited.demo.cri import ContainerSpec, Pod, PodSpec

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import pty
@@ -156,13 +155,12 @@ def in_a_terminal(agent: Agent, *arguments: str) -> Iterator[tuple[subprocess.Po
     outside, inside = pty.openpty()
     termios.tcsetwinsize(inside, (24, 100))
     process = subprocess.Popen(
-        [agent.program, *arguments, f"--run-dir={agent.run_dir}"],
+        # Not by a preexec_fn: that takes a fork, which gRPC's threads in this process have their own ideas about
+        ["setsid", "--ctty", agent.program, *arguments, f"--run-dir={agent.run_dir}"],
         stdin=inside,
         stdout=inside,
         stderr=inside,
         env={**agent.environment(), "TERM": "xterm"},
-        start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
     os.close(inside)
     try:
