@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,9 @@ from expedited.settings import AgentSettings
 from expedited.teardown.policy import Policy
 
 _API = Path(__file__).parents[1] / "proto/v1/expedited.proto"
-
-_MEANING = {
-    "mode": "Strike; observe (measure the runtime's own kill, change nothing); compare (strike every other one); or leave alone.",
-    "page-cache": "Clean page cache that is left behind: dropped, kept, or `auto`: dropped when the pod goes for good, kept when "
-    "the container restarts in place.",
-    "boost": "Whether the dying may be put before all others on the CPUs.",
-    "min-size": "A container with less anonymous memory is not struck.",
-    "order": "Who signals first: `lead` we, `follow` the runtime; `auto` by the container's shape.",
-    "deadline": "After this long a strike reports what it reached and lets go.",
+_API_HEADS = {
+    "service": ["| call | takes | answers | what it does |", "|---|---|---|---|"],
+    "message": ["| field | type | what it is |", "|---|---|---|"],
 }
 
 
@@ -46,10 +40,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def annotations() -> str:
     """Every annotation: what it takes, its default, what it means."""
-    rows = [
-        f"| `{PREFIX}{name}` | {_cell(term.accepted)} | `{_written(getattr(Policy(), term.field))}` | {_MEANING[name]} |"
-        for name, term in TERMS.items()
-    ]
     return "\n".join(
         [
             "# Annotations of a pod",
@@ -62,7 +52,7 @@ def annotations() -> str:
             "",
             "| annotation | takes | default | what it does |",
             "|---|---|---|---|",
-            *rows,
+            *_terms(PREFIX),
             "",
         ]
     )
@@ -73,16 +63,12 @@ def configuration() -> str:
     meaning = _attributes(AgentSettings)
     rows = []
     for field in fields(AgentSettings):
-        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        default = getattr(AgentSettings(), field.name)
         shown = "[below](#a-policy)" if isinstance(default, Policy) else f"`{_written(default)}`"
         key = field.name.replace("_", "-")
         rows.append(
             f"| `{key}`<br>`EXPEDITED_{field.name.upper()}` | {_cell(ACCEPTED[field.name])} | {shown} | {meaning[field.name]} |"
         )
-    policy = [
-        f"| `{name}` | {_cell(term.accepted)} | `{_written(getattr(Policy(), term.field))}` | {_MEANING[name]} |"
-        for name, term in TERMS.items()
-    ]
     return "\n".join(
         [
             "# Configuration",
@@ -102,7 +88,7 @@ def configuration() -> str:
             "",
             "| key | takes | default | what it does |",
             "|---|---|---|---|",
-            *policy,
+            *_terms(""),
             "",
             "A file for a first look:",
             "",
@@ -158,11 +144,9 @@ def api() -> str:
         if text.startswith("syntax"):
             lines += [said, ""]
         elif block := re.match(r"(service|message) (\w+) \{", text):
-            of_calls = block[1] == "service"
             lines += ["", f"## {block[2]}", "", said, ""]
-            if not text.endswith("}"):
-                lines += ["| call | takes | answers | what it does |" if of_calls else "| field | type | what it is |"]
-                lines += ["|---|---|---|---|" if of_calls else "|---|---|---|"]
+            if not text.endswith("}"):  # it has something in it
+                lines += _API_HEADS[block[1]]
         elif call := re.match(r"rpc (\w+)\((.+?)\) returns \((.+?)\)", text):
             lines.append(f"| `{call[1]}` | {call[2]} | {call[3]} | {_cell(said)} |")
         elif field := re.match(r"(.+) (\w+) = \d+;", text):
@@ -206,6 +190,14 @@ struck, who lost the race, when the memory was back, when the cgroup was empty.
   runtime's own kill waits for it as well.
 - **Pod left alone**: an annotation was not understood; the agent's log has the line.
 """
+
+
+def _terms(prefix: str) -> list[str]:
+    """A row for each term of a policy, its name with what goes before it."""
+    return [
+        f"| `{prefix}{name}` | {_cell(term.accepted)} | `{_written(getattr(Policy(), term.field))}` | {_cell(term.meaning)} |"
+        for name, term in TERMS.items()
+    ]
 
 
 def _attributes(kind: type) -> dict[str, str]:

@@ -32,18 +32,20 @@ class Term:
         field: The field of :class:`Policy` that it sets.
         parse: Text to that field's value; ValueError where it is none.
         accepted: What may be written, for messages.
+        meaning: What it does, for the reference.
         words: The only values there are, where they can be counted.
     """
 
     field: str
     parse: Callable[[str], Any]
     accepted: str
+    meaning: str
     words: tuple[str, ...] = ()
 
 
-def _choice(field: str, kind: type[StrEnum]) -> Term:
+def _choice(field: str, kind: type[StrEnum], meaning: str) -> Term:
     words = tuple(member.value for member in kind)
-    return Term(field, kind, _listed(words), words)
+    return Term(field, kind, _listed(words), meaning, words)
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -66,12 +68,32 @@ def _deadline(text: str) -> float:
 
 #: Every term by the name that it has in an annotation and in the configuration.
 TERMS: Mapping[str, Term] = {
-    "mode": _choice("mode", Mode),
-    "page-cache": _choice("page_cache", PageCache),
-    "boost": Term("boost", _switch, "on or off", ("on", "off")),
-    "min-size": Term("min_size_bytes", parse_size, SIZE_ACCEPTED),
-    "order": _choice("order", Order),
-    "deadline": Term("deadline_seconds", _deadline, f"{SECONDS_ACCEPTED}, up to an hour"),
+    "mode": _choice(
+        "mode",
+        Mode,
+        "Strike; observe (measure the runtime's own kill, change nothing); compare (strike every other one); or leave alone.",
+    ),
+    "page-cache": _choice(
+        "page_cache",
+        PageCache,
+        "Clean page cache that is left behind: dropped, kept, or `auto`: dropped when the pod goes for good, kept when "
+        "the container restarts in place.",
+    ),
+    "boost": Term(
+        "boost", _switch, "on or off", "Whether the dying may be put before all others on the CPUs.", ("on", "off")
+    ),
+    "min-size": Term(
+        "min_size_bytes", parse_size, SIZE_ACCEPTED, "A container with less anonymous memory is not struck."
+    ),
+    "order": _choice(
+        "order", Order, "Who signals first: `lead` we, `follow` the runtime; `auto` by the container's shape."
+    ),
+    "deadline": Term(
+        "deadline_seconds",
+        _deadline,
+        f"{SECONDS_ACCEPTED}, up to an hour",
+        "After this long a strike reports what it reached and lets go.",
+    ),
 }
 
 
