@@ -310,12 +310,12 @@ class Agent:
 
     def containers(self) -> Sequence[Container]:
         """See :meth:`Backend.containers`."""
-        known = sorted(self._inventory, key=lambda known: (known.pod, known.seen.name, known.id))
+        return sorted(map(self._with_stop, self._inventory), key=lambda known: (known.pod, known.seen.name, known.id))
+
+    def _with_stop(self, known: Container) -> Container:
+        since = self._stopping.get(known.id)
         # One that ended within its grace was never struck, and there is no report of it
-        return [
-            replace(each, stopping_since=self._stopping.get(each.id)) if each.seen.state is not State.STOPPED else each
-            for each in known
-        ]
+        return known if since is None or known.seen.state is State.STOPPED else replace(known, stopping_since=since)
 
     def stops(self) -> Sequence[Stop]:
         """See :meth:`Backend.stops`."""
