@@ -67,17 +67,8 @@ def test_the_schemas_find_what_is_wrong(template: Callable[..., str], release: s
 def _validate(text: str, release: str) -> list[str]:
     """What kubeconform finds; the Prometheus operator's schemas are not Kubernetes' and are not here."""
     done = run(
-        *(
-            "kubeconform",
-            "-strict",
-            "-output",
-            "json",
-            "-skip",
-            "PodMonitor,PrometheusRule",
-            "-kubernetes-version",
-            release,
-        ),
-        *("-schema-location", schema_location(release), "-"),
+        *("kubeconform", "-strict", "-output", "json", "-skip", "PodMonitor,PrometheusRule"),
+        *("-kubernetes-version", release, "-schema-location", schema_location(release), "-"),
         input=text,
         check=False,
     )

@@ -155,7 +155,6 @@ def in_a_terminal(agent: Agent, *arguments: str) -> Iterator[tuple[subprocess.Po
     outside, inside = pty.openpty()
     termios.tcsetwinsize(inside, (24, 100))
     process = subprocess.Popen(
-        # Not by a preexec_fn: that takes a fork, which gRPC's threads in this process have their own ideas about
         ["setsid", "--ctty", agent.program, *arguments, f"--run-dir={agent.run_dir}"],
         stdin=inside,
         stdout=inside,
