@@ -112,7 +112,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All cases once, then all of them again: what changes on the machine meanwhile changes for all."""
-    items.sort(key=lambda item: item.callspec.params["run"])  # type: ignore[attr-defined]
+    items.sort(key=lambda item: item.callspec.params["run"])
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -101,8 +101,25 @@ class Node:
         return found
 
 
+class _Watch:
+    """A thread that takes samples until it is told to stop."""
+
+    def __post_init__(self) -> None:
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take no more samples."""
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        raise NotImplementedError
+
+
 @dataclass
-class MemoryWatch:
+class MemoryWatch(_Watch):
     """Samples a cgroup and the node from a real-time thread, every 50 ms, until told to stop."""
 
     node: Node
@@ -112,14 +129,7 @@ class MemoryWatch:
     def __post_init__(self) -> None:
         self.anon_bytes = _stat(self.cgroup, "anon")
         self.start_bytes = int((self.cgroup / "memory.current").read_text())
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Take no more samples."""
-        self._over.set()
-        self._thread.join()
+        super().__post_init__()
 
     def back_at(self, since_seconds: float, share: float = 0.95) -> float | None:
         """When that share of the anonymous memory it began with was free for good; None: not yet."""
@@ -132,10 +142,8 @@ class MemoryWatch:
 
     def available_at(self, since_seconds: float, threshold_bytes: int) -> float | None:
         """When the node's available memory came over the threshold and stayed there; None: it is below."""
-        later = [sample for sample in list(self.samples) if sample.at_seconds >= since_seconds]
-        short = [number for number, sample in enumerate(later) if sample.available_bytes < threshold_bytes]
-        after = short[-1] + 1 if short else 0
-        return later[after].at_seconds if after < len(later) else None
+        seen = [(sample.at_seconds, sample.available_bytes) for sample in list(self.samples)]
+        return _over_for_good(seen, since_seconds, threshold_bytes)
 
     def _first(self, since_seconds: float, condition: Callable[[Sample], bool]) -> float | None:
         later = [sample for sample in list(self.samples) if sample.at_seconds >= since_seconds]
@@ -157,28 +165,15 @@ class MemoryWatch:
 
 
 @dataclass
-class SummaryWatch:
+class SummaryWatch(_Watch):
     """Asks kubelet's summary API, through the API server, every 3 s for the node's available memory."""
 
     api: client.CoreV1Api
     samples: dict[float, int] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ask no more."""
-        self._over.set()
-        self._thread.join()
-
     def available_at(self, since_seconds: float, threshold_bytes: int) -> float | None:
         """Time of kubelet's first sample from which on memory was over the threshold; None: it is below."""
-        later = sorted((moment, free) for moment, free in dict(self.samples).items() if moment >= since_seconds)
-        short = [number for number, (_, free) in enumerate(later) if free < threshold_bytes]
-        after = short[-1] + 1 if short else 0
-        return later[after][0] if after < len(later) else None
+        return _over_for_good(sorted(dict(self.samples).items()), since_seconds, threshold_bytes)
 
     def _watch(self) -> None:
         while not self._over.wait(3):  # it costs the node CPU, and there is a new sample every 10 s
@@ -189,6 +184,14 @@ class SummaryWatch:
                 continue  # the node is busy: the next one
             moment = datetime.strptime(memory["time"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
             self.samples[moment] = memory["availableBytes"]
+
+
+def _over_for_good(samples: Iterable[tuple[float, int]], since_seconds: float, threshold_bytes: int) -> float | None:
+    """Time of the first sample, of time and bytes in order, from which on none is below the threshold; None: the last is."""
+    later = [(moment, free) for moment, free in samples if moment >= since_seconds]
+    short = [number for number, (_, free) in enumerate(later) if free < threshold_bytes]
+    after = short[-1] + 1 if short else 0
+    return later[after][0] if after < len(later) else None
 
 
 def _stat(cgroup: Path, name: str) -> int:

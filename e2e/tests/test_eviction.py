@@ -7,10 +7,10 @@ import time
 import pytest
 from agent import last_stop
 from conftest import Record
+from deletion import MODES, burners
 from kubernetes import client
 from node import MemoryWatch, Node, SummaryWatch
 from pods import NAMESPACE, Pods, hog_pod, wait_for
-from test_delete import MODES, burners
 
 THRESHOLD = 400 << 20  # kind/cluster.yaml
 PUSH = 150 << 20

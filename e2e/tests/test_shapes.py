@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from agent import last_stop
 from conftest import Record
+from deletion import MODES, burners, delete
 from kubernetes import client
-from node import MemoryWatch, Node
+from node import Node
 from pods import Pods, hog_pod, wait_for
-from test_delete import MODES, burners
 
 HOG = ["--bytes", "256M", "--ignore-term"]
 GRACE = 3
@@ -71,22 +70,13 @@ def test_a_pod_of_any_shape_gives_its_memory_back(
         wait_for(f"{name} is ready", lambda name=name: "READY" in pods.log(victim, name), 180)
     burners(pods)
     outside = node.processes_outside(node.pod_cgroup(uid))
-    watch = MemoryWatch(node, node.pod_cgroup(uid))
-    began = time.time()
-    pods.delete(victim, GRACE)
-    decided = time.time() + GRACE
-    try:
-        wait_for("the memory is back", lambda: watch.back_at(decided), 300)
-        wait_for("the pod has no process", lambda: watch.gone_at(decided), 300)
-    finally:
-        watch.stop()
-    back, gone = watch.back_at(decided), watch.gone_at(decided)
+    deletion = delete(pods, node, victim, uid, GRACE)
     stops = [
-        wait_for(f"the agent wrote of {name}", lambda name=name: last_stop(api, victim, name, began), 60)
+        wait_for(f"the agent wrote of {name}", lambda name=name: last_stop(api, victim, name, deletion.began), 60)
         for name in names
     ]
     worst = max(stops, key=lambda stop: stop.get("memory_back_seconds") or float("inf"))
-    case = record.add(case_name, mode, back and back - decided, gone and gone - decided, worst)
+    case = record.add(case_name, mode, deletion.back_seconds, deletion.gone_seconds, worst)
     assert case.ok
     assert {stop["outcome"] for stop in stops} == {case.outcome}
     died = outside - node.processes_outside(node.cgroup / "none")
