@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import grpc
 
+from expedited.demo.leftovers import undisturbed
 from expedited.demo.pods import ContainerSpec, ContainerState, ExecResult, Mount, Pod, PodSpec
 from expedited.errors import ExpeditedError
 from expedited.pb.cri import api_pb2 as api
@@ -206,7 +207,10 @@ class CriClient:
     def begin_stop(self, container_id: str, grace_seconds: int = 0) -> Stopping:
         """As :meth:`stop_container`, but comes back at once."""
         request = api.StopContainerRequest(container_id=container_id, timeout=grace_seconds)
-        return _Stopping(self._runtime.StopContainer.future(request))
+        # A signal's exception between the call and the start of gRPC's thread for it would leave it with nobody to end
+        # it, and the channel's close() waits for that: seen to hang when Ctrl-C came at once.
+        with undisturbed():
+            return _Stopping(self._runtime.StopContainer.future(request))
 
     def remove_container(self, container_id: str) -> None:
         """Remove it, killing it if it runs; one that is gone is no error."""
