@@ -7,29 +7,13 @@ Usage: python -m expedited.striker [--run-dir DIR] [--state-root PATTERN]... [--
 from __future__ import annotations
 
 import getopt
-import json
-import os
 import sys
-import time
-from contextlib import suppress
 
 from expedited.striker.heartbeat import Heartbeat
+from expedited.striker.log import Log
 from expedited.striker.supervisor import supervise
 
 _OPTIONS = ["run-dir=", "state-root=", "policy=", "budget=", "hold-executions=", "log-format=", "help"]
-
-_log_as_json = False
-
-
-def log(line: str) -> None:
-    """One line on stderr, in the agent's form; lost where nobody reads it any more, which must not stop a strike."""
-    clock = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    if _log_as_json:
-        line = json.dumps({"event": line, "level": "info", "timestamp": clock, "striker": os.getpid()})
-    else:
-        line = f"{clock} striker[{os.getpid()}]: {line}"
-    with suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
 
 
 def _seconds(text: str) -> float:
@@ -68,8 +52,7 @@ def main(arguments: list[str]) -> int:
     if "help" in chosen or "h" in chosen:
         print(__doc__)
         return 0
-    global _log_as_json
-    _log_as_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
+    log = Log(as_json=log_format == "json" or (log_format == "auto" and not sys.stderr.isatty()))
     run_dir = chosen.get("run-dir", "/run/expedited")
 
     def gate(heartbeat: Heartbeat) -> int:

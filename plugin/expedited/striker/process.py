@@ -11,7 +11,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from expedited.settings import STATE_ROOTS
 from expedited.striker import fanotify
 from expedited.striker.gate import Gate
 from expedited.striker.heartbeat import Heartbeat
+from expedited.striker.log import Log
 from expedited.striker.roots import Roots, own_container_ids
 from expedited.striker.server import Server, listen
 from expedited.striker.stops import Stops, wait_until_idle
@@ -52,7 +52,7 @@ class Options:
     hold_executions: str
 
 
-def run(options: Options, heartbeat: Heartbeat, log: Callable[[str], None]) -> int:
+def run(options: Options, heartbeat: Heartbeat, log: Log) -> int:
     """Gate until SIGTERM.
 
     Returns:
@@ -62,7 +62,7 @@ def run(options: Options, heartbeat: Heartbeat, log: Callable[[str], None]) -> i
     try:
         policy = Policy.from_json(json.loads(options.policy)) if options.policy else Policy()
     except (ValueError, TypeError) as error:
-        log(f"--policy {options.policy}: {error}; see docs/architecture.md for its fields")
+        log.error(f"--policy {options.policy}: {error}; see docs/architecture.md for its fields")
         return 2
     sys.setswitchinterval(_SWITCH_SECONDS)
     threading.stack_size(_STACK_BYTES)
@@ -70,13 +70,13 @@ def run(options: Options, heartbeat: Heartbeat, log: Callable[[str], None]) -> i
     try:
         listener = listen(f"{options.run_dir}/striker.sock")
     except ExpeditedError as error:
-        log(str(error))
+        log.error(str(error))
         return 1
     # From here on nothing may fork: a copy of the group's descriptor in a child would keep a dead gate shut.
     try:
         group = fanotify.open_group()
     except OSError as error:
-        log(f"no kill gate: fanotify permission events: {error.strerror}; see `expedited doctor`")
+        log.error(f"no kill gate: fanotify permission events: {error.strerror}; see `expedited doctor`")
         return 1
     spared = own_container_ids()
     holds = options.hold_executions == "on" or (options.hold_executions == "auto" and not spared)
@@ -156,11 +156,11 @@ def _raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _lock_memory(log: Callable[[str], None]) -> bool:
+def _lock_memory(log: Log) -> bool:
     try:
         lock_memory()
     except OSError as error:
-        log(
+        log.warning(
             f"memory not locked ({error.strerror}): under pressure a strike may wait for its own pages; see `expedited doctor`"
         )
         return False

@@ -14,6 +14,7 @@ from typing import Any
 from expedited.errors import ExpeditedError
 from expedited.striker.container import read_container
 from expedited.striker.link import PACKET_AT_MOST, peer_uid
+from expedited.striker.log import Log
 from expedited.striker.roots import Roots
 from expedited.striker.stops import Stops
 from expedited.teardown.cgroup import Cgroup
@@ -59,9 +60,7 @@ def listen(path: str) -> socket.socket:
 class Server:
     """Serves every client in one thread; a client that does not read is dropped, never waited for."""
 
-    def __init__(
-        self, listener: socket.socket, status: Callable[[], dict[str, Any]], log: Callable[[str], None]
-    ) -> None:
+    def __init__(self, listener: socket.socket, status: Callable[[], dict[str, Any]], log: Log) -> None:
         self._listener = listener
         self._status = status
         self._log = log
@@ -104,7 +103,7 @@ class Server:
         except OSError:
             return
         if peer_uid(connection) not in (0, os.getuid()):
-            self._log(f"a process of user {peer_uid(connection)} was turned away")
+            self._log.warning(f"a process of user {peer_uid(connection)} was turned away")
             connection.close()
             return
         connection.setblocking(False)

@@ -18,6 +18,7 @@ from expedited.errors import ExpeditedError
 from expedited.striker.argv import Verb
 from expedited.striker.container import Container, read_container
 from expedited.striker.gate import Hold
+from expedited.striker.log import Log
 from expedited.teardown.cgroup import Cgroup, TargetError
 from expedited.teardown.linux import be_realtime
 from expedited.teardown.policy import Mode, PageCache, Policy
@@ -43,12 +44,10 @@ class Stops:
         publish: Takes every report, in the order in which the stops end, and says whether anybody was there to hear it;
             called from worker threads.
         on_term: Takes a container id when a SIGTERM for it has passed the gate: its grace period runs.
-        log: Takes one line for a person.
+        log: What a person is told by.
     """
 
-    def __init__(
-        self, publish: Callable[[Report], bool], on_term: Callable[[str], None], log: Callable[[str], None]
-    ) -> None:
+    def __init__(self, publish: Callable[[Report], bool], on_term: Callable[[str], None], log: Log) -> None:
         self.default = Policy()
         self.policies: dict[str, Policy] = {}
         self.leaving: set[str] = set()
@@ -158,7 +157,7 @@ class Stops:
                 return
             self._stop(hold, container)
         except ExpeditedError as error:
-            self._log(f"a kill was let through unstruck: {error}")
+            self._log.warning(f"a kill was let through unstruck: {error}")
         finally:
             hold.release()
 
@@ -235,7 +234,7 @@ class Stops:
             self.reports.append(report)
             heard = self._publish(report)
         if not heard and report.outcome is not Outcome.SKIPPED:
-            self._log(_line(report))  # the agent tells of it, where there is one
+            self._log.info(_line(report))  # the agent tells of it, where there is one
         return report
 
     def _begin(self, key: str) -> bool:
@@ -281,7 +280,7 @@ class Stops:
             try:
                 work()
             except Exception as error:
-                self._log(f"a stop could not be handled: {type(error).__name__}: {error}")
+                self._log.error(f"a stop could not be handled: {type(error).__name__}: {error}")
 
 
 def _line(report: Report) -> str:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 
 from expedited.striker.heartbeat import Heartbeat
+from expedited.striker.log import Log
 
 __all__ = ["HUNG_SECONDS", "supervise"]
 
@@ -30,13 +31,13 @@ _BACK_OFF_AT_MOST_SECONDS = 5.0
 _PRIORITY = 5
 
 
-def supervise(gate: Callable[[Heartbeat], int], log: Callable[[str], None]) -> int:
+def supervise(gate: Callable[[Heartbeat], int], log: Log) -> int:
     """Run ``gate`` in a child, again and again until a SIGTERM or SIGINT ends it for good.
 
     Args:
         gate: Runs in the child; its return value is the exit code. 0, 1 and 2 are final (it ended as it was told, or can
             never work here), everything else is followed by a new child.
-        log: Takes one line.
+        log: What a person is told by.
 
     Returns:
         The exit code.
@@ -64,7 +65,7 @@ def supervise(gate: Callable[[Heartbeat], int], log: Callable[[str], None]) -> i
             return max(code, 0)
         restarts += 1
         back_off = 0.1 if time.monotonic() - started > 60 else min(_BACK_OFF_AT_MOST_SECONDS, back_off * 2)
-        log(f"the gate ended ({'signal' if code < 0 else 'code'} {abs(code)}); a new one in {back_off:.1f} s")
+        log.error(f"the gate ended ({'signal' if code < 0 else 'code'} {abs(code)}); a new one in {back_off:.1f} s")
         select.select([reader], [], [], back_off)
         if asked_to_stop:
             return 0
@@ -83,7 +84,7 @@ def _run_child(gate: Callable[[Heartbeat], int], heartbeat: Heartbeat) -> None:
         os._exit(code)
 
 
-def _watch(pid: int, heartbeat: Heartbeat, asked_to_stop: list[int], reader: int, log: Callable[[str], None]) -> int:
+def _watch(pid: int, heartbeat: Heartbeat, asked_to_stop: list[int], reader: int, log: Log) -> int:
     """Until the child ends; its exit code, or minus the signal that killed it."""
     pidfd = os.pidfd_open(pid)
     told = False
@@ -101,7 +102,9 @@ def _watch(pid: int, heartbeat: Heartbeat, asked_to_stop: list[int], reader: int
                 told = True
                 signal.pidfd_send_signal(pidfd, signal.SIGTERM)
             if heartbeat.age_seconds() > HUNG_SECONDS:
-                log(f"the gate has not gone round for {heartbeat.age_seconds():.1f} s: killing it, which opens it")
+                log.error(
+                    f"the gate has not gone round for {heartbeat.age_seconds():.1f} s: killing it, which opens it"
+                )
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 poller.unregister(reader)
                 poller.poll()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -224,6 +225,7 @@ def test_without_capabilities_it_says_what_is_missing_and_ends(run_dir: Path) ->
     why = [line for line in answer.stderr.splitlines() if "no kill gate" in line or "the striker can't" in line]
     assert len(why) == 1, answer.stderr
     assert "no kill gate: fanotify permission events: Operation not permitted" in why[0]
+    assert json.loads(why[0])["level"] == "error"
     assert not (run_dir / "expedited.sock").exists()
 
 
