@@ -142,8 +142,7 @@ sys.exit(run_demo(DemoOptions(scenarios=("contended",))))
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_demo_interrupted_in_a_contended_stop_leaves_nothing(number):
     with subprocess.Popen([sys.executable, "-c", _RUN], stdout=subprocess.PIPE, text=True) as demo:
-        assert demo.stdout is not None
-        root = _root_in(demo.stdout.readline())
+        root = _root_of(demo)
         log = root / "containerd.log"
         while "Kill container" not in (log.read_text() if log.exists() else ""):
             assert demo.poll() is None
@@ -157,14 +156,19 @@ def test_the_demo_interrupted_in_a_contended_stop_leaves_nothing(number):
 
 def test_what_a_killed_demo_left_is_cleared_by_the_next():
     with subprocess.Popen([sys.executable, "-c", _RUN], stdout=subprocess.PIPE, text=True) as demo:
-        assert demo.stdout is not None
-        root = _root_in(demo.stdout.readline())
+        root = _root_of(demo)
         while not list((root / "runc" / "k8s.io").glob("*/state.json")):
             assert demo.poll() is None
         demo.kill()
     assert _traces(root) != []
     assert root in leftovers.clear_abandoned(Path(tempfile.gettempdir()))
     assert _traces(root) == []
+
+
+def _root_of(demo: subprocess.Popen[str]) -> Path:
+    # Before it there may be a line on what an earlier one had left
+    assert demo.stdout is not None
+    return next(_root_in(line) for line in demo.stdout if "private in " in line)
 
 
 def _root_in(output: str) -> Path:
