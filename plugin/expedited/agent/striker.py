@@ -15,7 +15,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 import structlog
@@ -88,9 +88,10 @@ class StrikerKeeper:
         try:
             while not stop.is_set():
                 try:
-                    await self._connect()
-                    pause = _FIRST_PAUSE_SECONDS
-                    await _either(self._lost.wait(), stop.wait())
+                    # A start takes seconds on a busy node, and is not to be waited for by who wants an end
+                    if await _unless(stop, self._connect()):
+                        pause = _FIRST_PAUSE_SECONDS
+                        await _either(self._lost.wait(), stop.wait())
                 except ExpeditedError as problem:
                     if isinstance(problem, _CannotGate) and not self.pid:
                         raise
@@ -190,6 +191,7 @@ class StrikerKeeper:
             stdout=asyncio.subprocess.DEVNULL,
             start_new_session=True,  # a terminal's Ctrl-C is for the agent, which ends it in its own time
         )
+        self._hold_supervisor(process.pid)
         link = await self._dial_until(_START_SECONDS, lambda: process.returncode is not None)
         if link is not None:
             return link
@@ -197,6 +199,8 @@ class StrikerKeeper:
             process.kill()
             await process.wait()
             raise ExpeditedError(f"the striker was not ready within {_START_SECONDS:g} s: see `expedited doctor`")
+        if process.returncode < 0:
+            raise ExpeditedError(f"the striker was ended by signal {-process.returncode} while it started")
         raise _CannotGate(process.returncode)
 
     async def _dial_until(self, seconds: float, hopeless: Callable[[], bool]) -> StrikerLink | None:
@@ -217,14 +221,17 @@ class StrikerKeeper:
         asyncio.get_running_loop().add_reader(link.fileno(), self._read)
         status = await self.ask("status")
         self.pid, self.supervisor_pid = int(status["pid"]), int(status["supervisor_pid"])
-        self._let_go_of_supervisor()
-        with contextlib.suppress(ProcessLookupError):
-            self._supervisor = os.pidfd_open(self.supervisor_pid)
+        self._hold_supervisor(self.supervisor_pid)
         return status
 
     def _supervisor_ended(self) -> bool:
         """While it lives it brings up another gate, and a second striker would only be in its way."""
         return self._supervisor < 0 or bool(select.select([self._supervisor], [], [], 0)[0])
+
+    def _hold_supervisor(self, pid: int) -> None:
+        self._let_go_of_supervisor()
+        with contextlib.suppress(ProcessLookupError):
+            self._supervisor = os.pidfd_open(pid)
 
     def _let_go_of_supervisor(self) -> None:
         if self._supervisor >= 0:
@@ -282,6 +289,19 @@ async def _readable(descriptor: int, timeout_seconds: float) -> bool:
     finally:
         loop.remove_reader(descriptor)
     return True
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Do it, or give it up when ``stop`` is set; whether it was done. What it raises is raised."""
+    task = asyncio.create_task(work)
+    try:
+        await _either(asyncio.shield(task), stop.wait())
+    finally:
+        if not task.done():
+            task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    return not task.cancelled()
 
 
 async def _either(*waits: Any) -> None:

@@ -25,6 +25,7 @@ __all__ = ["HUNG_SECONDS", "supervise"]
 #: ever wait for longer than 2 s.
 HUNG_SECONDS = 1.5
 
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 _LOOK_SECONDS = 0.25
 _BACK_OFF_AT_MOST_SECONDS = 5.0
 #: SCHED_RR priority: above the gate's, so that a gate that spins can't keep its own supervisor off the CPU.
@@ -48,7 +49,7 @@ def supervise(gate: Callable[[Heartbeat], int], log: Log) -> int:
         pass  # without CAP_SYS_NICE it has to do as an ordinary process
     _lower_oom_score()
     asked_to_stop: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _ENDING:
         signal.signal(number, lambda signum, _frame: asked_to_stop.append(signum))
     # A signal that comes between a look at the list and the poll must end the poll, too
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -57,9 +58,12 @@ def supervise(gate: Callable[[Heartbeat], int], log: Log) -> int:
     while True:
         started = time.monotonic()
         heartbeat = Heartbeat(restarts)
+        # A signal for the child that came before it has let go of our handlers would be heard by nobody
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         pid = os.fork()
         if pid == 0:
             _run_child(gate, heartbeat)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         code = _watch(pid, heartbeat, asked_to_stop, reader, log)
         if asked_to_stop or code in (0, 1, 2):
             return max(code, 0)
@@ -75,8 +79,9 @@ def _run_child(gate: Callable[[Heartbeat], int], heartbeat: Heartbeat) -> None:
     code = 70
     try:
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _ENDING:
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         code = gate(heartbeat)
     except BaseException as error:
         print(f"expedited.striker: the gate failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

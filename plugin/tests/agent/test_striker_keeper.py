@@ -1,0 +1,66 @@
+"""The agent and a striker that does not come up: whoever stops the agent then is not kept waiting for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Loaded by each Python of the agent's before its program (site(1)): holds the striker's at its very beginning
+_HOLDS_THE_STRIKER = """
+import os, pathlib, sys, time
+if "expedited.striker" in sys.orig_argv:
+    note = pathlib.Path(__file__).with_name("striker.pid")
+    note.with_suffix(".new").write_text(str(os.getpid()))
+    note.with_suffix(".new").rename(note)
+    time.sleep(3600)
+"""
+
+
+@pytest.fixture
+def late(start_agent: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, int]:
+    """An agent whose striker is not there yet, and the process id of that."""
+    (tmp_path / "sitecustomize.py").write_text(_HOLDS_THE_STRIKER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    note = tmp_path / "striker.pid"
+    agent = start_agent(ready=False)
+    agent.wait(note.exists, "it started no striker")
+    return agent, int(note.read_text())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
+def test_an_agent_that_is_stopped_while_its_striker_starts_ends_both(late: tuple[Any, int], number: int) -> None:
+    agent, striker = late
+    agent.process.send_signal(number)
+    agent.close()
+    assert not Path(f"/proc/{striker}").exists()
+    assert agent.told("the agent has ended")
+    assert not agent.told("kills are not caught")  # as it would have said when it had waited to no end
+    assert not list(agent.run_dir.glob("*.sock"))
+
+
+def test_a_striker_that_is_killed_while_it_starts_is_started_again(late: tuple[Any, int], tmp_path: Path) -> None:
+    agent, striker = late
+    (tmp_path / "sitecustomize.py").unlink()
+    os.kill(striker, signal.SIGKILL)
+    agent.wait_told("the kill gate is up")
+    (why,) = agent.told("kills are not caught")
+    assert "ended by signal 9" in why["event"]
+
+
+def test_an_agent_whose_striker_is_silent_can_be_stopped(run_dir: Path, start_agent: Callable[..., Any]) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
+        silent.bind(str(run_dir / "striker.sock"))
+        silent.listen()
+        agent = start_agent(ready=False)
+        connection, _ = silent.accept()
+        with connection:
+            assert b'"status"' in connection.recv(4096)  # and gets no answer
+            agent.close()
+    assert agent.told("the agent has ended")
+    assert not agent.told("kills are not caught")
