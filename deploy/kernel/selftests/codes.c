@@ -466,7 +466,7 @@ static void test_si_code(void)
 	snprintf(path, sizeof(path), "%s/events/signal/signal_generate/enable", root);
 	if (!write_text(path, "1")) {
 		/* Nothing else shows the si_code of a SIGKILL: the kernel keeps no siginfo for it that ptrace could read. */
-		printf("# not run: kill_has_a_si_code_of_its_own, this kernel has no tracepoint signal:signal_generate\n");
+		tap_skip("kill_has_a_si_code_of_its_own", "this kernel has no tracepoint signal:signal_generate");
 		return;
 	}
 	snprintf(path, sizeof(path), "%s/trace", root);

@@ -1,75 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Page cache of the victim: what is freed with it, and what must stay, with the right contents. */
-#include "mrelease.h"
-#include <sys/mount.h>
+#include "mapped.h"
 
 static size_t file_bytes = 256 * MIB;
 static bool patched;
-
-struct mapping {
-	const char *path;
-	size_t bytes;
-	int protection, flags;
-	struct cgroup *group;
-};
-
-static void *map_file(const char *path, size_t bytes, int protection, int flags)
-{
-	int fd = open(path, protection & PROT_WRITE && flags & MAP_SHARED ? O_RDWR : O_RDONLY);
-	void *map = mmap(NULL, bytes, protection, flags, fd, 0);
-
-	if (map == MAP_FAILED) {
-		printf("Bail out! mmap of %s: %s\n", path, strerror(errno));
-		exit(1);
-	}
-	close(fd);
-	return map;
-}
-
-static unsigned long read_all(const volatile char *map, size_t bytes)
-{
-	unsigned long sum = 0;
-
-	for (size_t i = 0; i < bytes; i += 4096)
-		sum += map[i];
-	return sum;
-}
-
-static void maps_file(void *argument)
-{
-	struct mapping *mapping = argument;
-
-	if (mapping->group)
-		cgroup_enter(mapping->group);
-	read_all(map_file(mapping->path, mapping->bytes, mapping->protection, mapping->flags), mapping->bytes);
-	report_ready();
-	for (;;)
-		pause();
-}
-
-/* Kill and reap a victim that maps @mapping; true if it went as it should. */
-static bool reap_mapper(struct mapping *mapping, unsigned int flags, int *ret)
-{
-	pid_t pid = spawn_ready(maps_file, mapping);
-	int pidfd = pidfd_open_or_die(pid, 0);
-
-	*ret = kill_and_reap(pidfd, flags);
-	bool dead = killed(pid, pidfd);
-
-	close(pidfd);
-	return reaped(*ret) && dead;
-}
-
-/* Folios in a per-CPU list batch, and readahead pages that nobody mapped, may stay: one part in 64. */
-static bool is_gone(long pages, size_t bytes)
-{
-	return pages <= (long)(bytes / 4096 / 64);
-}
-
-static bool is_there(long pages, size_t bytes)
-{
-	return pages >= (long)(bytes / 4096 - bytes / 4096 / 64);
-}
 
 static void test_exclusive(const char *path)
 {
@@ -155,7 +89,7 @@ static void test_large_folios(const char *path)
 
 	munmap(mine, mapping.bytes);
 	if (large <= 0) {
-		printf("# not run: large_folios_mapped_in_pieces, this kernel has none for this file system\n");
+		tap_skip("large_folios_mapped_in_pieces", "this kernel has none for this file system");
 		return;
 	}
 	pid_t pid = spawn_ready(maps_pieces, &mapping);
@@ -172,36 +106,6 @@ static void test_large_folios(const char *path)
 		    (patched ? is_gone(left > small ? left - small : 0, mapping.bytes) : is_there(left, mapping.bytes)) &&
 		    file_holds_pattern(path, mapping.bytes, 14),
 	    "large_folios_mapped_in_pieces", "%s, %ld pages in large folios before, %ld pages left", code(ret), large, left);
-}
-
-/* A container's image is the lower layer of an overlay: its page cache is that of the file below. */
-static void test_overlay(void)
-{
-	const char *top = strdup(work_path("overlay"));
-	char lower[300], path[300], options[1000];
-	struct mapping mapping = { path, 16 * MIB, PROT_READ, MAP_PRIVATE };
-	int ret;
-
-	snprintf(options, sizeof(options), "mkdir -p %s/lower %s/upper %s/work %s/merged", top, top, top, top);
-	if (system(options))
-		return;
-	snprintf(lower, sizeof(lower), "%s/lower/file", top);
-	snprintf(path, sizeof(path), "%s/merged", top);
-	make_file(lower, mapping.bytes, 15);
-	snprintf(options, sizeof(options), "lowerdir=%s/lower,upperdir=%s/upper,workdir=%s/work", top, top, top);
-	if (mount("overlay", path, "overlay", 0, options)) {
-		tap(false, "file_of_an_overlays_lower_layer", "mount: %s", strerror(errno));
-		return;
-	}
-	snprintf(path, sizeof(path), "%s/merged/file", top);
-	bool ok = reap_mapper(&mapping, 0, &ret);
-	long pages = resident_pages(lower);
-
-	tap(ok && (patched ? is_gone(pages, mapping.bytes) : is_there(pages, mapping.bytes)) &&
-		    file_holds_pattern(path, mapping.bytes, 15),
-	    "file_of_an_overlays_lower_layer", "%s, %ld pages left", code(ret), pages);
-	snprintf(path, sizeof(path), "%s/merged", top);
-	umount(path);
 }
 
 /* A process that nobody reaps leaves its page cache, on every kernel. */
@@ -324,20 +228,6 @@ static void test_private_copies(const char *path)
 	close(pidfd);
 }
 
-static void test_tmpfs(void)
-{
-	const char *path = "/dev/shm/mrelease-file";
-	struct mapping mapping = { path, 16 * MIB, PROT_READ, MAP_PRIVATE };
-	int ret;
-
-	make_file(path, mapping.bytes, 9);
-	bool ok = reap_mapper(&mapping, 0, &ret);
-
-	tap(ok && is_there(resident_pages(path), mapping.bytes) && file_holds_pattern(path, mapping.bytes, 9),
-	    "tmpfs_is_no_page_cache", "%s, contents right", code(ret));
-	unlink(path);
-}
-
 static void test_mlocked_by_another(const char *path)
 {
 	struct mapping mapping = { path, 8 * MIB, PROT_READ, MAP_PRIVATE };
@@ -354,6 +244,31 @@ static void test_mlocked_by_another(const char *path)
 	    "%s, %ld pages", code(ret), pages);
 	munlock(mine, mapping.bytes);
 	munmap(mine, mapping.bytes);
+}
+
+static void locks(void *argument)
+{
+	struct mapping *mapping = argument;
+
+	mlock(map_file(mapping->path, mapping->bytes, PROT_READ, MAP_PRIVATE), mapping->bytes);
+	report_ready();
+	for (;;)
+		pause();
+}
+
+/* mlock() is the victim's own wish, and goes with it. */
+static void test_mlocked_by_victim(const char *path)
+{
+	struct mapping mapping = { path, 32 * MIB };
+	int ret;
+
+	make_file(path, mapping.bytes, 18);
+	reap_held(locks, &mapping, 0, &ret);
+	long pages = resident_pages(path);
+
+	tap(!ret && (patched ? is_gone(pages, mapping.bytes) : is_there(pages, mapping.bytes)) &&
+		    file_holds_pattern(path, mapping.bytes, 18),
+	    "mlocked_by_the_victim_itself", "%s, %ld of %zu pages left", code(ret), pages, mapping.bytes / 4096);
 }
 
 /* Pages that a pipe holds have a reference and no mapping. */
@@ -541,13 +456,12 @@ int main(int argc, char **argv)
 	test_dirty_shared(path);
 	test_dirty_cache(path);
 	test_private_copies(path);
-	test_tmpfs();
 	test_mlocked_by_another(path);
+	test_mlocked_by_victim(path);
 	test_spliced(path);
 	test_forked_child(path);
 	test_program_text(strdup(work_path("program")), argv[0]);
 	test_large_folios(path);
-	test_overlay();
 	test_lru_work(path);
 	unlink(path);
 	return tap_end();

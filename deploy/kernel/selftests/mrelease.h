@@ -106,6 +106,20 @@ static inline void tap(bool ok, const char *name, const char *format, ...)
 	tap_failed += !ok;
 }
 
+/* A test that this kernel or machine can't run, in TAP's own words. */
+__attribute__((format(printf, 2, 3)))
+static inline void tap_skip(const char *name, const char *format, ...)
+{
+	va_list arguments;
+
+	printf("ok %d %s # SKIP ", ++tap_count, name);
+	va_start(arguments, format);
+	vprintf(format, arguments);
+	va_end(arguments);
+	printf("\n");
+	fflush(stdout);
+}
+
 #define figure(name, format, value, unit) \
 	do { printf("# figure %s " format " %s\n", name, value, unit); fflush(stdout); } while (0)
 
@@ -266,25 +280,37 @@ static inline bool reaped(int ret)
 	return !ret || (ret == -ESRCH && !has_flag(PROCESS_MRELEASE_REAP_KILL));
 }
 
-/* Seconds that a call took for a victim that is killed but held at the door with its mm: the reaper does all the work. */
-static inline double reap_held(victim_fn run, void *argument, unsigned int flags, int *ret)
+/* A victim that is killed but held at the door with its mm: the reaper does all the work. */
+static inline pid_t hold(victim_fn run, void *argument, int *pidfd)
 {
 	pid_t pid = spawn_ready(run, argument);
-	int pidfd = pidfd_open_or_die(pid, 0);
-	int status;
 
+	*pidfd = pidfd_open_or_die(pid, 0);
 	ptrace(PTRACE_SEIZE, pid, 0, PTRACE_O_TRACEEXIT);
 	kill(pid, SIGKILL);
-	waitpid(pid, &status, __WALL);
+	waitpid(pid, NULL, __WALL);
+	return pid;
+}
+
+static inline void let_go(pid_t pid, int pidfd)
+{
+	ptrace(PTRACE_DETACH, pid, 0, 0);
+	gone_within(pidfd);
+	waitpid(pid, NULL, __WALL);
+	close(pidfd);
+}
+
+/* Seconds that a call took for a victim that is held. */
+static inline double reap_held(victim_fn run, void *argument, unsigned int flags, int *ret)
+{
+	int pidfd;
+	pid_t pid = hold(run, argument, &pidfd);
 	double begun = now();
 
 	*ret = mrelease(pidfd, flags);
 	double seconds = now() - begun;
 
-	ptrace(PTRACE_DETACH, pid, 0, 0);
-	gone_within(pidfd);
-	waitpid(pid, NULL, __WALL);
-	close(pidfd);
+	let_go(pid, pidfd);
 	return seconds;
 }
 
@@ -365,62 +391,6 @@ static inline bool holds_pattern(const void *from, size_t bytes, uint64_t offset
 		if (words[i] != pattern(offset + i * 8, seed))
 			return false;
 	return true;
-}
-
-/* A clean file of @bytes on disk, nothing of it in the page cache. */
-static inline void make_file(const char *path, size_t bytes, uint64_t seed)
-{
-	static char block[MIB];
-	int fd = open(path, O_RDWR | O_CREAT | O_TRUNC, 0644);
-
-	for (size_t at = 0; at < bytes; at += sizeof(block)) {
-		size_t length = bytes - at < sizeof(block) ? bytes - at : sizeof(block);
-
-		fill_pattern(block, length, at, seed);
-		if (pwrite(fd, block, length, at) != (ssize_t)length) {
-			printf("Bail out! %s: %s\n", path, strerror(errno));
-			exit(1);
-		}
-	}
-	fsync(fd);
-	posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
-	close(fd);
-}
-
-/* Pages of the file that are in the page cache. */
-static inline long resident_pages(const char *path)
-{
-	int fd = open(path, O_RDONLY);
-	struct stat status;
-	long resident = 0;
-
-	fstat(fd, &status);
-	size_t pages = (status.st_size + 4095) / 4096;
-	unsigned char *there = calloc(pages, 1);
-	void *map = mmap(NULL, status.st_size, PROT_READ, MAP_SHARED, fd, 0);
-
-	if (!mincore(map, status.st_size, there))
-		for (size_t i = 0; i < pages; i++)
-			resident += there[i] & 1;
-	munmap(map, status.st_size);
-	free(there);
-	close(fd);
-	return resident;
-}
-
-static inline bool file_holds_pattern(const char *path, size_t bytes, uint64_t seed)
-{
-	static char block[MIB];
-	int fd = open(path, O_RDONLY);
-	bool ok = fd >= 0;
-
-	for (size_t at = 0; ok && at < bytes; at += sizeof(block)) {
-		size_t length = bytes - at < sizeof(block) ? bytes - at : sizeof(block);
-
-		ok = pread(fd, block, length, at) == (ssize_t)length && holds_pattern(block, length, at, seed);
-	}
-	close(fd);
-	return ok;
 }
 
 /* --- cgroups --- */

@@ -1,14 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Reaps against everything else that touches the same pages: truncate, hole punching and rewriting, reads and writes with
- * content checks, MADV_*, compaction (migration), reclaim, drop_caches. Passes if no content was wrong; the run script looks
- * at the kernel's log.
+ * content checks, MADV_*, compaction (migration), drop_caches, and half of the time a memory limit that is too small for all
+ * of it. Passes if no content was wrong and nobody else was killed; the run script looks at the kernel's log.
  */
-#include "mrelease.h"
+#include "mapped.h"
 
 #define STEADY_BYTES (16 * MIB)	/* never changes: whoever reads it checks it */
 #define MOVING_BYTES (8 * MIB)	/* is truncated, punched and rewritten all the time */
 #define BLOCK (64 * 1024)
+#define LIMIT "24M"		/* less than the files and a victim: who faults has to reclaim */
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+
+/* What a victim does to its own memory, all the time. What a kernel has not is refused, and no harm. */
+static const int advice[] = { MADV_COLD, MADV_DONTNEED, MADV_PAGEOUT, MADV_POPULATE_READ, MADV_FREE, MADV_WILLNEED,
+			      MADV_HUGEPAGE, MADV_COLLAPSE, MADV_MERGEABLE, MADV_RANDOM, MADV_NORMAL, MADV_UNMERGEABLE };
 
 static const char *steady, *moving;
 static struct cgroup group;
@@ -45,7 +57,8 @@ static void victim(void *number)
 	char *other = mmap(NULL, MOVING_BYTES, PROT_READ, MAP_PRIVATE, moving_fd, 0);
 	volatile char sum = 0;
 
-	touched(4 * MIB);
+	char *own = touched(4 * MIB);
+
 	for (size_t i = 0; i < STEADY_BYTES; i += 4096) {
 		if (i / 4096 % 16 == (size_t)number % 16)
 			map[i] = 1; /* a private copy in the middle of a folio */
@@ -54,10 +67,17 @@ static void victim(void *number)
 	}
 	report_ready();
 	/* May fault beyond the end of a truncated file: SIGBUS is as good as a kill. */
+	size_t next = (size_t)number;
+
 	for (size_t i = 0;; i = (i + 4096) % MOVING_BYTES) {
 		sum += other[i];
-		if (i % (64 * 4096) == 0)
-			madvise(map, STEADY_BYTES, i / 4096 % 128 ? MADV_COLD : MADV_DONTNEED);
+		if (i % (64 * 4096) == 0) {
+			int one = advice[next++ % (sizeof(advice) / sizeof(*advice))];
+
+			madvise(map, STEADY_BYTES, one);
+			madvise(own, 4 * MIB, one);
+		}
+		own[i % (4 * MIB)]++;
 		sum += map[i];
 	}
 }
@@ -68,6 +88,7 @@ static void rewrites(void *unused)
 	int fd = open(moving, O_RDWR);
 	uint64_t seed = 1;
 
+	cgroup_enter(&group);
 	while (!over()) {
 		for (size_t at = 0; at < MOVING_BYTES; at += BLOCK, seed++) {
 			if (at / BLOCK % 3 == seed % 3)
@@ -92,6 +113,7 @@ static void rewrites(void *unused)
 
 static void reads(void *unused)
 {
+	cgroup_enter(&group);
 	while (!over())
 		if (!file_holds_pattern(steady, STEADY_BYTES, 21))
 			wrong("reader of a file that never changes");
@@ -102,6 +124,7 @@ static void maps(void *unused)
 {
 	int fd = open(steady, O_RDONLY);
 
+	cgroup_enter(&group);
 	while (!over()) {
 		char *map = mmap(NULL, STEADY_BYTES, PROT_READ, MAP_SHARED, fd, 0);
 
@@ -130,6 +153,7 @@ int main(void)
 	int seconds = atoi(getenv("MRELEASE_STRESS_SECONDS") ?: "60"), kills = 0, bad = 0;
 	victim_fn others[] = { rewrites, reads, maps, presses };
 	pid_t pids[4];
+	char events[256];
 
 	steady = strdup(work_path("steady"));
 	moving = strdup(work_path("moving"));
@@ -139,9 +163,11 @@ int main(void)
 	struct shared *all = shared;
 
 	group = cgroup_new("stress");
+	snprintf(events, sizeof(events), "%s/memory.events", group.path);
 	for (int i = 0; i < 4; i++)
 		pids[i] = spawn(others[i], NULL);
 	for (double end = now() + seconds; now() < end; kills++) {
+		cgroup_write(&group, "memory.max", (int)((end - now()) / 5) % 2 ? "max" : LIMIT);
 		shared = NULL; /* the victim's own */
 		pid_t pid = spawn_ready(victim, (void *)(long)kills);
 		int pidfd = pidfd_open_or_die(pid, 0);
@@ -156,14 +182,21 @@ int main(void)
 		shared = all;
 	}
 	__atomic_store_n(&shared->go, 1, __ATOMIC_SEQ_CST);
-	for (int i = 0; i < 4; i++)
-		waitpid(pids[i], NULL, 0);
+	for (int i = 0; i < 4; i++) {
+		int status;
+
+		if (waitpid(pids[i], &status, 0) != pids[i] || status)
+			bad++;
+	}
+	long pressed = read_key(events, "max");
+
 	sync();
 	write_text("/proc/sys/vm/drop_caches", "3");
 	bool right = file_holds_pattern(steady, STEADY_BYTES, 21);
 
-	tap(!bad && !shared->result && right && kills > 0, "reap_against_everything_else",
-	    "%d kills in %d s, %d went wrong, %d wrong contents", kills, seconds, bad, shared->result);
+	tap(!bad && !shared->result && right && kills > 0 && pressed > 0, "reap_against_everything_else",
+	    "%d kills in %d s, %d went wrong, %d wrong contents, %ld times at the memory limit", kills, seconds, bad, shared->result,
+	    pressed);
 	figure("stress_kills", "%d", kills, "kills");
 	unlink(steady);
 	unlink(moving);
