@@ -79,12 +79,15 @@ e2e: image  ## The suite on clusters with the patched and the stock kernel (TEST
 e2e-all: e2e  ## The same; nothing is left out of the short form yet
 
 # Deployment: docs/install.md and docs/security.md say what for.
-.PHONY: image test-deploy
+.PHONY: image kubectl-plugin test-deploy
 
 image: setup  ## The agent's image: build/expedited-VERSION.oci.tar and its bill of materials
 	@deploy/tests/setup.sh
 	@deploy/image/build
 
-test-deploy: setup  ## Chart, manifests and image (TEST="-k chart"); the image is built twice, and run on a real containerd
+kubectl-plugin: setup  ## `kubectl expedited` for krew: build/kubectl-expedited-*.tar.gz and build/expedited.yaml (PLUGIN="--url URL": where they will lie)
+	$(RUN) deploy/krew/build $(PLUGIN)
+
+test-deploy: setup  ## Chart, manifests, kubectl plugin and image (TEST="-k chart"); the image is built twice, and run on a real containerd
 	@deploy/tests/setup.sh
 	$(RUN) pytest deploy/tests $(TEST)

@@ -15,8 +15,12 @@ from expedited.annotations import PREFIX, TERMS
 from expedited.cli.app import app
 from expedited.config import ACCEPTED
 from expedited.doctor import examine
+from expedited.kubectl.app import app as kubectl_app
 from expedited.settings import AgentSettings
 from expedited.teardown.policy import Policy
+
+#: The programs of the command reference.
+PROGRAMS = {"expedited": app, "kubectl expedited": kubectl_app}
 
 _API = Path(__file__).parents[1] / "proto/v1/expedited.proto"
 _API_HEADS = {
@@ -52,7 +56,7 @@ def annotations() -> str:
             "",
             "| annotation | takes | default | what it does |",
             "|---|---|---|---|",
-            *_terms(PREFIX),
+            *(f"| `{PREFIX}{name}` | {_term(name)} |" for name in TERMS),
             "",
         ]
     )
@@ -61,13 +65,15 @@ def annotations() -> str:
 def configuration() -> str:
     """Every key of the file with its variable, its default and its meaning."""
     meaning = _attributes(AgentSettings)
+    flags = _flags()
     rows = []
     for field in fields(AgentSettings):
         default = getattr(AgentSettings(), field.name)
         shown = "[below](#a-policy)" if isinstance(default, Policy) else f"`{_written(default)}`"
         key = field.name.replace("_", "-")
         rows.append(
-            f"| `{key}`<br>`EXPEDITED_{field.name.upper()}` | {_cell(ACCEPTED[field.name])} | {shown} | {meaning[field.name]} |"
+            f"| `{key}`<br>`EXPEDITED_{field.name.upper()}` | {flags.get(field.name, '-')} | {_cell(ACCEPTED[field.name])}"
+            f" | {shown} | {meaning[field.name]} |"
         )
     return "\n".join(
         [
@@ -77,8 +83,8 @@ def configuration() -> str:
             "/etc/expedited/config.yaml if it is there), that before the defaults. An unknown key is an error that names the",
             "nearest one; nothing is started then.",
             "",
-            "| key, variable | takes | default | what it is |",
-            "|---|---|---|---|",
+            "| key, variable | flag | takes | default | what it is |",
+            "|---|---|---|---|---|",
             *rows,
             "",
             "## A policy",
@@ -86,9 +92,9 @@ def configuration() -> str:
             "The keys below `policy`, and below `namespaces.NAME` for the pods of one Kubernetes namespace; in a variable",
             "with two underscores: `EXPEDITED_POLICY__MODE`.",
             "",
-            "| key | takes | default | what it does |",
-            "|---|---|---|---|",
-            *_terms(""),
+            "| key | flag | takes | default | what it does |",
+            "|---|---|---|---|---|",
+            *(f"| `{name}` | {flags.get(name.replace('-', '_'), '-')} | {_term(name)} |" for name in TERMS),
             "",
             "A file for a first look:",
             "",
@@ -103,16 +109,31 @@ def configuration() -> str:
     )
 
 
+def _flags() -> dict[str, str]:
+    """The flag of `expedited run` for each key that has one, by the name of the setting or the policy's term.
+
+    A flag is called as its key is, but for the unit or the plural at the key's end.
+    """
+    names = [*(field.name for field in fields(AgentSettings)), *(name.replace("-", "_") for name in TERMS)]
+    found = {}
+    for parameter in typer.main.get_command(app).commands["run"].params:
+        for name in names:
+            if re.fullmatch(rf"{parameter.name}(s|_seconds|_bytes)?", name):
+                found[name] = f"`{parameter.opts[0]}`"
+    return found
+
+
 def commands() -> str:
-    """Every command of the program with its arguments and options."""
+    """Every command of the two programs with its arguments and options."""
     lines = [
         "# Commands",
         "",
         "Exit code 0: done; 2: the command line or the configuration is wrong; 1: it could not be done, or `doctor` found that it can't.",
         "Where an option has no default here, the [configuration](configuration.md) says what holds.",
+        "[`kubectl expedited`](#kubectl-expedited) asks all nodes of a cluster at once.",
         "",
     ]
-    waiting = [("expedited", typer.main.get_command(app))]
+    waiting = [(name, typer.main.get_command(program)) for name, program in PROGRAMS.items()]
     while waiting:
         path, command = waiting.pop(0)
         lines += [f"## {path}", "", " ".join((command.help or "").split()), ""]
@@ -192,12 +213,10 @@ struck, who lost the race, when the memory was back, when the cgroup was empty.
 """
 
 
-def _terms(prefix: str) -> list[str]:
-    """A row for each term of a policy, its name with what goes before it."""
-    return [
-        f"| `{prefix}{name}` | {_cell(term.accepted)} | `{_written(getattr(Policy(), term.field))}` | {_cell(term.meaning)} |"
-        for name, term in TERMS.items()
-    ]
+def _term(name: str) -> str:
+    """What a term of a policy takes, its default and its meaning, as cells."""
+    term = TERMS[name]
+    return f"{_cell(term.accepted)} | `{_written(getattr(Policy(), term.field))}` | {_cell(term.meaning)}"
 
 
 def _attributes(kind: type) -> dict[str, str]:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What `make test-deploy` needs beyond `make setup`: helm, kustomize and kubeconform as Go modules, Kubernetes' own
+# What `make test-deploy` needs beyond `make setup`: helm, kustomize, kubeconform and krew as Go modules, Kubernetes' own
 # descriptions of its API, and the packages that build the image. Installs only what is missing.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -17,6 +17,8 @@ done <<'END'
 kubeconform github.com/yannh/kubeconform/cmd/kubeconform v0.7.0
 kustomize sigs.k8s.io/kustomize/kustomize/v5 v5.7.1
 helm helm.sh/helm/v3/cmd/helm v3.22.0
+krew sigs.k8s.io/krew/cmd/krew v0.4.3
+validate-krew-manifest sigs.k8s.io/krew/cmd/validate-krew-manifest v0.4.3
 END
 
 uv run --no-sync python deploy/tests/schemas.py

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from expedited.annotations import PREFIX, TERMS
 from expedited.cli.app import app
 from expedited.doctor import examine
+from expedited.kubectl.app import app as kubectl_app
 from expedited.metrics.table import TABLE
 from expedited.pb.v1 import expedited_pb2
 from expedited.settings import AgentSettings
@@ -53,6 +55,29 @@ def test_every_key_is_in_the_reference_with_its_variable(site: Path) -> None:
     assert [name for name in names if f"EXPEDITED_{name.upper()}" not in page] == []
 
 
+def test_a_flag_in_the_reference_sets_the_key_beside_it(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = re.findall(r"<tr>(.*?)</tr>", (site / "configuration" / "index.html").read_text(), re.DOTALL)
+    flags = {}
+    for row in rows:
+        codes = re.findall(r"<code>(.*?)</code>", row)
+        flags |= {code: codes[0] for code in codes if code.startswith("--")}
+    run = typer.main.get_command(app).commands["run"]  # type: ignore[attr-defined]
+    assert {each.opts[0] for each in run.params} - {"--config"} == set(flags)
+    told: list[dict[str, object]] = []
+
+    def load(_: object, overrides: dict[str, object]) -> None:
+        told.append(overrides)
+        raise typer.Exit
+
+    monkeypatch.setattr("expedited.config.load", load)
+    for flag, key in flags.items():
+        (option,) = (each for each in run.params if each.opts[0] == flag)
+        CliRunner().invoke(app, ["run", flag, *([] if getattr(option, "is_flag", False) else ["x"])])
+        policy = told[-1].pop("policy")
+        said = {name: value for part in (told[-1], policy) for name, value in part.items() if value}  # type: ignore[attr-defined]
+        assert list(said) == [key], flag
+
+
 def test_every_metric_is_in_the_reference(site: Path) -> None:
     page = words(site, "metrics")
     assert [metric.name for metric in TABLE if metric.name not in page] == []
@@ -61,13 +86,14 @@ def test_every_metric_is_in_the_reference(site: Path) -> None:
 def test_every_command_and_option_is_in_the_reference(site: Path) -> None:
     page = words(site, "commands")
     missing = []
-    waiting = [("expedited", typer.main.get_command(app))]
+    waiting = [("expedited", typer.main.get_command(app)), ("kubectl expedited", typer.main.get_command(kubectl_app))]
     while waiting:
         path, command = waiting.pop()
         subordinate = getattr(command, "commands", {}).items()
         waiting += [(f"{path} {name}", each) for name, each in subordinate if not each.hidden]
         shown = [option for each in command.params if not getattr(each, "hidden", False) for option in each.opts]
-        missing += [name for name in (path, *shown) if name not in page]
+        section = page.partition(f"\n{path}¶")[2].partition("¶")[0].lower()  # an argument's name is shown in capitals
+        missing += [f"{path} {name}".strip() for name in ("", *shown) if not section or name not in section]
     assert missing == []
 
 

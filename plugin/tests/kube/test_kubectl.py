@@ -21,7 +21,8 @@ from expedited.kubectl import main
 from expedited.pb.v1 import expedited_pb2 as pb
 from expedited.teardown.report import Outcome, Step
 
-_PROGRAM = Path(sys.executable).with_name("kubectl-expedited")
+# deploy/tests run this with the program out of krew's archive, too
+_PROGRAM = Path(os.environ.get("KUBECTL_EXPEDITED") or Path(sys.executable).with_name("kubectl-expedited"))
 _LABELS = {"app.kubernetes.io/name": "expedited"}
 
 
