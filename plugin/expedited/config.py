@@ -57,6 +57,7 @@ ACCEPTED = {
     "metrics_address": "HOST:PORT, or nothing for no metrics",
     "policy": f"keys and values ({', '.join(TERMS)})",
     "namespaces": "a policy (keys and values) by namespace",
+    "source": "auto, gate or observe",
     "budget_seconds": f"a time such as 50ms or 0.05, at most {_LONGEST_BUDGET_SECONDS:g} s",
     "keep_striker": "true or false",
     "kubernetes": "auto, off or the path of a kubeconfig",
@@ -137,6 +138,7 @@ class _Model(BaseSettings):
     )
     policy: _PolicyModel = Field(default_factory=_PolicyModel)
     namespaces: dict[str, _PolicyModel] = Field(default_factory=dict)
+    source: Literal["auto", "gate", "observe"] = "auto"
     budget_seconds: _Budget = _DEFAULTS.budget_seconds
     keep_striker: bool = _DEFAULTS.keep_striker
     kubernetes: Annotated[str, Field(pattern=r"^(auto|off|/[^\x00\n]*)$")] = _DEFAULTS.kubernetes

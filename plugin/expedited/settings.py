@@ -36,6 +36,8 @@ class AgentSettings:
         metrics_address: ``HOST:PORT`` for Prometheus; empty: no metrics.
         policy: The node's default.
         namespaces: Defaults by Kubernetes namespace, in place of the node's.
+        source: How kills are seen: ``gate`` (they are held until the strike is under way), ``observe`` (nobody is held, and
+            the strike follows the runtime's own kill), ``auto``: the gate where the kernel has it.
         budget_seconds: The longest that the gate may hold a runtime back for one decision.
         keep_striker: Leave the striker running when the agent is stopped.
         kubernetes: ``auto``: talk to the API server of the cluster that this is a pod of, if it is one; ``off``; or the
@@ -55,6 +57,7 @@ class AgentSettings:
     metrics_address: str = "127.0.0.1:9788"
     policy: Policy = field(default_factory=Policy)
     namespaces: dict[str, Policy] = field(default_factory=dict)
+    source: str = "auto"
     budget_seconds: float = 0.05
     keep_striker: bool = False
     kubernetes: str = "auto"

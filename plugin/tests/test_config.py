@@ -68,6 +68,7 @@ namespaces:
     mode: observe
   web:
     boost: on
+source: observe
 budget-seconds: 80ms
 keep-striker: true
 kubernetes: /etc/kubernetes/agent.conf
@@ -92,6 +93,7 @@ log-format: json
             "kube-system": dataclasses.replace(node, mode=Mode.OBSERVE),
             "web": dataclasses.replace(node, boost=True),
         },
+        source="observe",
         budget_seconds=0.08,
         keep_striker=True,
         kubernetes="/etc/kubernetes/agent.conf",
@@ -167,6 +169,7 @@ def test_what_is_empty_says_nothing(write, text: str) -> None:  # type: ignore[n
         ("metrics-address: h:99999", "metrics-address takes HOST:PORT, or nothing for no metrics, not 'h:99999'"),
         ("budget-seconds: 5s", "budget-seconds takes a time such as 50ms or 0.05, at most 1 s, not '5s'"),
         ("budget-seconds: -1", "budget-seconds takes a time such as 50ms or 0.05, at most 1 s, not '-1'"),
+        ("source: tracefs", "source takes auto, gate or observe, not 'tracefs'"),
         ("keep-striker: perhaps", "keep-striker takes true or false, not 'perhaps'"),
         ("log-level: loud", "log-level takes debug, info, warning or error, not 'loud'"),
         ("cri-namespace:", "cri-namespace takes a name such as k8s.io, not ''"),

@@ -166,7 +166,8 @@ class StrikerKeeper:
             status = await self._take(await self._start())
         self.state = "ok"
         self.connections += 1
-        _log.info("the kill gate is up", source=status["source"], kernel=status["kernel"], pid=self.pid)
+        what = "the kill gate is up" if status["source"] == "fanotify" else "the observer is up: nobody is held"
+        _log.info(what, source=status["source"], kernel=status["kernel"], pid=self.pid)
         self._connected(status)
 
     def _dial(self) -> StrikerLink | None:
@@ -181,6 +182,7 @@ class StrikerKeeper:
             *(sys.executable, "-P", "-m", "expedited.striker"),
             f"--run-dir={settings.run_dir}",
             f"--policy={json.dumps(settings.policy.to_json())}",
+            f"--source={settings.source}",
             f"--budget={settings.budget_seconds}",
             f"--log-format={settings.log_format}",
             *(f"--state-root={root}" for root in settings.state_roots),

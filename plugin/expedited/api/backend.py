@@ -62,7 +62,7 @@ class Status:
             (``off``: not configured).
         kernel: What the kernel offers the strike: stock, reap-kill or reap-kill+keep-file.
         started_at: Seconds since the epoch.
-        source: How kills are seen: fanotify, or an observer that sees them only when they have happened.
+        source: How kills are seen: fanotify, or an observer that sees them only when they have begun.
         connections: How often each connection was made, by what it is to.
         gate_latency: None before the gate has told of it.
         kubernetes_events: How many Events the cluster took, and never got; None where there is no cluster.

@@ -69,6 +69,7 @@ def run(
     nri_socket: Annotated[str | None, typer.Option(help="The runtime's NRI socket; '' for none.")] = None,
     containerd_socket: Annotated[str | None, typer.Option(help="containerd's gRPC socket; '' for none.")] = None,
     metrics_address: Annotated[str | None, typer.Option(help="HOST:PORT for Prometheus; '' for none.")] = None,
+    source: Annotated[str | None, typer.Option(help="How kills are seen: auto, gate or observe.")] = None,
     budget: Annotated[str | None, typer.Option(help="The longest the gate holds a runtime, such as 50ms.")] = None,
     keep_striker: Annotated[
         bool | None, typer.Option("--keep-striker", help="Leave the striker at work when the agent is stopped.")
@@ -94,6 +95,7 @@ def run(
             "nri-socket": nri_socket,
             "containerd-socket": containerd_socket,
             "metrics-address": metrics_address,
+            "source": source,
             "budget-seconds": budget,
             "keep-striker": keep_striker,
             "kubernetes": kubernetes,

@@ -44,8 +44,13 @@ def _table(status: pb.Status) -> Table:
     table.add_row("containers", f"{status.containers} known, {status.gated} gated")
     gate = f"{status.gate_events} events, {status.gate_overruns} over budget, {status.gate_restarts} restarts"
     table.add_row("gate", gate)
+    table.add_row("source", _source(status.source))
     table.add_row("stops", str(status.stops))
     for process in status.processes:
         memory = f"{format_size(process.rss_bytes)} resident, {format_size(process.pss_bytes)} its own share"
         table.add_row(process.name, f"pid {process.pid}, {memory}")
     return table
+
+
+def _source(source: str) -> str:
+    return source if source in ("", "fanotify") else f"{source}: degraded, kills are followed and not held"

@@ -41,7 +41,10 @@ class _Need:
 # state files come open with the event, and what else is read is root's.
 _NEEDS = (
     _Need(
-        CAP_SYS_ADMIN, "SYS_ADMIN", Level.BROKEN, "no fanotify permission events, so no kill gate: nothing is struck"
+        CAP_SYS_ADMIN,
+        "SYS_ADMIN",
+        Level.DEGRADED,
+        "no fanotify permission events, so no kill gate: strikes follow the runtime's own kill, if process events tell of it",
     ),
     _Need(
         CAP_KILL,

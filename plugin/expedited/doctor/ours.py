@@ -82,7 +82,8 @@ def _ask_striker(path: str) -> tuple[str, Level]:
             status = link.ask("status", timeout_seconds=ANSWER_SECONDS)
     except (ExpeditedError, ValueError) as error:
         return str(error), Level.DEGRADED
-    well = bool(status.get("realtime")) and bool(status.get("memory_locked"))
+    holds = status.get("source") == "fanotify"
+    well = holds and bool(status.get("realtime")) and bool(status.get("memory_locked"))
     return _describe(status), Level.OK if well else Level.DEGRADED
 
 

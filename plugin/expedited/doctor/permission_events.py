@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from expedited.doctor import process_events
 from expedited.doctor.child import child
 from expedited.doctor.finding import Area, Finding, Level
 from expedited.striker import fanotify
@@ -50,22 +51,27 @@ class _Seen:
 
 
 def look() -> Iterator[Finding]:
-    """fanotify(7): permission events for opens and executions, and who caused them."""
+    """fanotify(7): permission events for opens and executions, and who caused them; and what stands in for them."""
+    blind = process_events.why_not()
+    # With an observer kills are struck all the same, if later
+    without = Level.BROKEN if blind else Level.DEGRADED
     try:
         seen, can_hold_executions, code = _try()
     except OSError as error:
-        why = _WHY_NOT.get(error.errno or 0, error.strerror or str(error))
-        yield _events(why, Level.BROKEN)
+        yield _events(_WHY_NOT.get(error.errno or 0, error.strerror or str(error)), without)
+        yield process_events.finding(blind, gate=False)
         return
     if not seen.opens:
         if code in _EXPECTED_CODES:
-            yield _events("the kernel takes the mark and holds nobody", Level.BROKEN)
+            yield _events("the kernel takes the mark and holds nobody", without)
         else:
             yield _events(
                 "the kernel takes the mark; not tried, no process could be made to open a file", Level.UNKNOWN
             )
+        yield process_events.finding(blind, gate=False)
         return
     yield _events("an open was held and let go", Level.OK)
+    yield process_events.finding(blind, gate=True)
     # Linux kernel commit af579beb666a ("fanotify: add pidfd support to the fanotify API") (in v5.15)
     yield Finding(
         Area.KERNEL,
@@ -84,7 +90,8 @@ def _events(found: str, level: Level) -> Finding:
         "fanotify",
         found,
         level,
-        "there is no kill gate: no kill is noticed before it is over, so nothing is struck",
+        "there is no kill gate: the observer sees kills once they have begun, and strikes follow them; without process"
+        " events nothing is struck",
         _HOW,
     )
 

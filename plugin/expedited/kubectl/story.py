@@ -13,6 +13,8 @@ __all__ = ["known", "story", "time"]
 _TRIGGERS = {
     "gate:kill": "the runtime was about to kill it, and was held at the gate",
     "gate:delete": "the runtime was about to delete it by force, and was held at the gate",
+    "observer:kill": "the runtime was on its way to kill it, and was seen",
+    "observer:delete": "the runtime was on its way to delete it by force, and was seen",
     "api": "somebody asked the agent's API for it",
     "command": "somebody asked for it by `expedited kill`",
 }

@@ -1,7 +1,8 @@
 """``python -m expedited.striker``: the kill gate and its strikes, with no agent and no containerd API needed.
 
 Usage: python -m expedited.striker [--run-dir DIR] [--state-root PATTERN]... [--policy JSON] [--budget SECONDS]
-                                   [--hold-executions auto|on|off] [--log-format console|json|auto]
+                                   [--hold-executions auto|on|off] [--source auto|gate|observe]
+                                   [--log-format console|json|auto]
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from expedited.striker.heartbeat import Heartbeat
 from expedited.striker.log import Log
 from expedited.striker.supervisor import supervise
 
-_OPTIONS = ["run-dir=", "state-root=", "policy=", "budget=", "hold-executions=", "log-format=", "help"]
+_OPTIONS = ["run-dir=", "state-root=", "policy=", "budget=", "hold-executions=", "source=", "log-format=", "help"]
 
 
 def _seconds(text: str) -> float:
@@ -43,6 +44,8 @@ def main(arguments: list[str]) -> int:
                 raise ValueError(f"{name} {value}: give a path that starts with /")
         if chosen.get("hold-executions", "auto") not in ("auto", "on", "off"):
             raise ValueError(f"--hold-executions {chosen['hold-executions']}: give auto, on or off")
+        if chosen.get("source", "auto") not in ("auto", "gate", "observe"):
+            raise ValueError(f"--source {chosen['source']}: give auto, gate or observe")
         log_format = chosen.get("log-format", "console")
         if log_format not in ("console", "json", "auto"):
             raise ValueError(f"--log-format {log_format}: give console, json or auto")
@@ -66,6 +69,7 @@ def main(arguments: list[str]) -> int:
                 policy=chosen.get("policy", ""),
                 budget_seconds=budget_seconds,
                 hold_executions=chosen.get("hold-executions", "auto"),
+                source=chosen.get("source", "auto"),
             ),
             heartbeat,
             log,

@@ -6,11 +6,12 @@ state file it opens, is a kill; an editor, a backup or a `grep kill` that happen
 
 from __future__ import annotations
 
+import os
 import signal
-from enum import Enum
+from enum import StrEnum
 from typing import NamedTuple
 
-__all__ = ["Command", "Verb", "parse"]
+__all__ = ["Command", "Verb", "parse", "root_of"]
 
 # Flags before the subcommand whose value is a word of its own (runc(8), crun(1), youki); `--flag=value` needs no table.
 _FLAGS_WITH_VALUE = frozenset(
@@ -19,7 +20,7 @@ _FLAGS_WITH_VALUE = frozenset(
 _DELETE_OR_KILL = (b"\0kill\0", b"\0delete\0")
 
 
-class Verb(Enum):
+class Verb(StrEnum):
     """The two subcommands that can end a container."""
 
     KILL = "kill"
@@ -69,6 +70,18 @@ def parse(cmdline: bytes) -> Command | None:
         return Command(verb, container_id, signal.SIGKILL, pattern) if forced else None
     number = _signal_number(operands[1]) if len(operands) == 2 else int(signal.SIGTERM)
     return Command(verb, container_id, number, pattern) if number else None
+
+
+def root_of(cmdline: bytes) -> str:
+    """The directory that a runtime's command line names by ``--root``; empty where its own default holds."""
+    words = cmdline.rstrip(b"\0").split(b"\0")
+    at = 1
+    while at < len(words) and words[at].startswith(b"-"):
+        flag, equals, value = words[at].partition(b"=")
+        if flag in (b"--root", b"-r"):
+            return os.fsdecode(value if equals else b"".join(words[at + 1 : at + 2]))
+        at += 2 if words[at] in _FLAGS_WITH_VALUE else 1
+    return ""
 
 
 def _signal_number(word: bytes) -> int:

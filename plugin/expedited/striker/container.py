@@ -10,8 +10,9 @@ from typing import Any
 from expedited.errors import ExpeditedError
 from expedited.teardown.cgroup import Cgroup, CgroupGone
 
-__all__ = ["Container", "StateError", "read_container"]
+__all__ = ["Container", "StateError", "open_state", "read_container"]
 
+_STATE_FILES = ("state.json", "status")  # runc's and youki's; crun's
 #: The largest state file that is read: runc's has some 20 KB, more with many mounts.
 _STATE_AT_MOST = 4 << 20
 
@@ -45,6 +46,19 @@ class Container:
             return False
         # A leader that has exited before its threads is listed as a zombie too, and its container lives
         return fields[0] not in (b"Z", b"X") or int(fields[17]) > 1
+
+
+def open_state(directory: str) -> int | None:
+    """A descriptor of the state file in a container's directory; None where there is none, or it is gone.
+
+    From the gate's process: it passes our own gate, whose loop lets its own process through.
+    """
+    for name in _STATE_FILES:
+        try:
+            return os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue
+    return None
 
 
 def read_container(directory: str, descriptor: int) -> Container:

@@ -16,41 +16,22 @@ from collections.abc import Callable
 from expedited.striker import fanotify
 from expedited.striker.argv import Command, parse
 from expedited.striker.fanotify import FAN_OPEN_EXEC_PERM, Event
-from expedited.striker.latency import Latencies
 from expedited.striker.roots import Roots
+from expedited.striker.source import ROUND_SECONDS, Kill, Source, read_cmdline
 
-__all__ = ["Counters", "Gate", "Hold"]
-
-_ROUND_SECONDS = 0.2
-
-
-class Counters:
-    """What passed the gate since it was opened."""
-
-    def __init__(self) -> None:
-        self.events = 0
-        self.kills = 0
-        self.executions = 0
-        self.overruns = 0  #: answered by the budget, not by the decision
-        self.latencies = Latencies()
+__all__ = ["Gate", "Hold"]
 
 
-class Hold:
-    """One runtime command that waits for its answer.
+class Hold(Kill):
+    """A kill that waits for its answer: answered exactly once, by the worker or, when the budget is over, by the loop."""
 
-    The worker that has it may read ``descriptor`` (the container's state file) and calls :meth:`answer` when the
-    runtime may go on, then :meth:`release`. Answered exactly once: by the worker or, when the budget is over, by the loop.
-    """
+    __slots__ = ("_answered", "_gate", "_lock", "pidfd")
 
-    __slots__ = ("_answered", "_gate", "_lock", "command", "descriptor", "opener_pid", "pidfd", "released", "seen")
+    held = True
 
     def __init__(self, gate: Gate, event: Event, command: Command, seen: float) -> None:
-        self.command = command
-        self.descriptor = event.fd
-        self.opener_pid = event.pid
+        super().__init__(command, event.fd, seen)
         self.pidfd = event.pidfd
-        self.seen = seen
-        self.released = False  # only ever touched by the one worker that has it
         self._gate = gate
         self._answered = False
         self._lock = threading.Lock()
@@ -70,77 +51,58 @@ class Hold:
         self.answer()
         if self.released:
             return
-        self.released = True
         self._gate.forget(self)
-        os.close(self.descriptor)
+        super().release()
         if self.pidfd >= 0:
             os.close(self.pidfd)
 
 
-class Gate:
+class Gate(Source):
     """The loop around one fanotify group.
 
     Args:
         group: From :func:`fanotify.open_group`.
         roots: Whose directory events the loop handles, before it lets a runtime binary be executed.
         on_kill: Takes a Hold; must return at once (hand it to a worker).
-        on_start: Takes (pid, descriptor) of a command that is no kill, after it was answered; the descriptor is closed
-            when it returns.
+        on_start: Takes (command line, descriptor) of a command that is no kill, after it was answered; the descriptor is
+            closed when it returns.
         on_deleted: Takes the directory of a container that is no more.
         beat: Called in every round.
         budget_seconds: The longest that a decision may take.
     """
+
+    name = "fanotify"
 
     def __init__(
         self,
         group: int,
         roots: Roots,
         *,
-        on_kill: Callable[[Hold], None],
+        on_kill: Callable[[Kill], None],
         on_start: Callable[[bytes, int], None],
         on_deleted: Callable[[str], None],
         beat: Callable[[], None],
         budget_seconds: float,
     ) -> None:
+        super().__init__(group, roots, on_kill=on_kill, on_deleted=on_deleted, beat=beat)
         self.group = group
-        self.counters = Counters()
-        self._roots = roots
-        self._on_kill = on_kill
         self._on_start = on_start
-        self._on_deleted = on_deleted
-        self._beat = beat
         self._budget_seconds = budget_seconds
         self._own_pid = os.getpid()
         self._holds: dict[int, Hold] = {}
-        self._stop_reader, self._stop_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
-    def run(self) -> None:
-        """Until :meth:`stop`. The group stays open; closing it opens the gate."""
-        poller = select.poll()
-        for descriptor in (self.group, self._roots.inotify.descriptor, self._stop_reader):
-            poller.register(descriptor, select.POLLIN)
-        while True:
-            ready = poller.poll(self._patience_ms())
-            now = time.monotonic()
-            self._beat()
-            for descriptor, _ in ready:
-                if descriptor == self.group:
-                    for event in fanotify.events(self.group):
-                        self._decide(event, now)
-                elif descriptor == self._stop_reader:
-                    return
-                else:
-                    self._drain()
-            if self._holds:
-                self._answer_the_overdue()
-
-    def stop(self) -> None:
-        """Make :meth:`run` return; from any thread or a signal handler."""
-        os.write(self._stop_writer, b"x")
+    def close(self) -> None:
+        """Open the gate: everybody who waits goes on."""
+        os.close(self.group)
 
     def forget(self, hold: Hold) -> None:
         """The worker is done with it."""
         self._holds.pop(hold.descriptor, None)
+
+    def _decide_all(self) -> None:
+        now = time.monotonic()
+        for event in fanotify.events(self.group):
+            self._decide(event, now)
 
     def _decide(self, event: Event, now: float) -> None:
         counters = self.counters
@@ -153,7 +115,7 @@ class Gate:
                 counters.executions += 1
                 self._drain()
             elif event.pid != self._own_pid:
-                cmdline = _cmdline(event.pid)
+                cmdline = read_cmdline(event.pid)
                 command = parse(cmdline)
                 if command is not None and (event.pidfd < 0 or _is_alive(event.pidfd)):
                     counters.kills += 1
@@ -176,37 +138,23 @@ class Gate:
                 if event.pidfd >= 0:
                     os.close(event.pidfd)
 
-    def _drain(self) -> None:
-        for directory in self._roots.drain():
-            self._on_deleted(directory)
-
     def _patience_ms(self) -> float:
         """Until the next heartbeat, or the next hold that runs over its budget."""
         if not self._holds:
-            return _ROUND_SECONDS * 1000
+            return ROUND_SECONDS * 1000
         first = min((hold.seen for hold in list(self._holds.values())), default=0.0)
         remaining = first + self._budget_seconds - time.monotonic()
         # A hold that was answered stays until its worker lets go of the descriptor: don't spin on it
-        return 1000 * min(_ROUND_SECONDS, max(0.005, remaining))
+        return 1000 * min(ROUND_SECONDS, max(0.005, remaining))
 
-    def _answer_the_overdue(self) -> None:
+    def _end_round(self) -> None:
+        """Answer for the workers that are not done within the budget."""
+        if not self._holds:
+            return
         limit = time.monotonic() - self._budget_seconds
         for hold in list(self._holds.values()):
             if hold.seen < limit and hold.answer():
                 self.counters.overruns += 1
-
-
-def _cmdline(pid: int) -> bytes:
-    try:
-        descriptor = os.open(f"/proc/{pid}/cmdline", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return b""
-    try:
-        return os.read(descriptor, 4096)
-    except OSError:
-        return b""
-    finally:
-        os.close(descriptor)
 
 
 def _is_alive(pidfd: int) -> bool:

@@ -1,4 +1,4 @@
-"""The gate's process: puts gate, strikes and link together, and gets the process ready for a node under pressure."""
+"""The gate's process: puts source, strikes and link together, and gets the process ready for a node under pressure."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ from expedited.striker import fanotify
 from expedited.striker.gate import Gate
 from expedited.striker.heartbeat import Heartbeat
 from expedited.striker.log import Log
+from expedited.striker.observer import Observer
+from expedited.striker.proc_connector import ProcConnector
 from expedited.striker.roots import Roots, own_container_ids
 from expedited.striker.server import Server, listen
+from expedited.striker.source import Source
 from expedited.striker.stops import Stops, wait_until_idle
 from expedited.teardown.linux import be_realtime, lock_memory, mrelease_support
 from expedited.teardown.policy import Policy
@@ -43,13 +46,19 @@ _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The striker's command line; ``policy`` is JSON, empty for the defaults."""
+    """The striker's command line.
+
+    Attributes:
+        policy: JSON, empty for the defaults.
+        source: How kills are to be seen: ``gate``, ``observe``, or ``auto``: the gate where it can be had.
+    """
 
     run_dir: str
     state_roots: tuple[str, ...]
     policy: str
     budget_seconds: float
     hold_executions: str
+    source: str = "auto"
 
 
 def run(options: Options, heartbeat: Heartbeat, log: Log) -> int:
@@ -73,24 +82,23 @@ def run(options: Options, heartbeat: Heartbeat, log: Log) -> int:
         log.error(str(error))
         return 1
     # From here on nothing may fork: a copy of the group's descriptor in a child would keep a dead gate shut.
-    try:
-        group = fanotify.open_group()
-    except OSError as error:
-        log.error(f"no kill gate: fanotify permission events: {error.strerror}; see `expedited doctor`")
+    opened = _open(options, log)
+    if opened is None:
         return 1
+    group = opened if isinstance(opened, int) else None
     spared = own_container_ids()
     holds = options.hold_executions == "on" or (options.hold_executions == "auto" and not spared)
     roots = Roots(group, options.state_roots or STATE_ROOTS, spared, hold_executions=holds)
     started = time.time()
 
     def status() -> dict[str, Any]:
-        counters = gate.counters
+        counters = source.counters
         return {
             "version": __version__,
             "pid": os.getpid(),
             "supervisor_pid": os.getppid(),
             "started_at": started,
-            "source": "fanotify",
+            "source": source.name,
             "kernel": mrelease_support().describe(),
             "realtime": realtime,
             "memory_locked": locked,
@@ -100,6 +108,7 @@ def run(options: Options, heartbeat: Heartbeat, log: Log) -> int:
             "kills": counters.kills,
             "executions": counters.executions,
             "overruns": counters.overruns,
+            "lost": counters.lost,
             "restarts": heartbeat.restarts,
             "latency_p50_us": counters.latencies.percentile_us(0.5),
             "latency_p99_us": counters.latencies.percentile_us(0.99),
@@ -112,16 +121,20 @@ def run(options: Options, heartbeat: Heartbeat, log: Log) -> int:
     server = Server(listener, status, log)
     stops = Stops(server.publish, server.stop_began, log)
     stops.default = policy
-    gate = Gate(
-        group,
-        roots,
-        on_kill=stops.on_kill,
-        on_start=stops.on_start,
-        on_deleted=stops.on_deleted,
-        beat=heartbeat.beat,
-        budget_seconds=options.budget_seconds,
-    )
-    signal.signal(signal.SIGTERM, lambda *_: gate.stop())
+    source: Source
+    if isinstance(opened, int):
+        source = Gate(
+            opened,
+            roots,
+            on_kill=stops.on_kill,
+            on_start=stops.on_start,
+            on_deleted=stops.on_deleted,
+            beat=heartbeat.beat,
+            budget_seconds=options.budget_seconds,
+        )
+    else:
+        source = Observer(opened, roots, log, on_kill=stops.on_kill, on_deleted=stops.on_deleted, beat=heartbeat.beat)
+    signal.signal(signal.SIGTERM, lambda *_: source.stop())
     locked = _lock_memory(log)
     realtime = be_realtime(_GATE_PRIORITY)
     heartbeat.beat()  # from the first mark on somebody may be held
@@ -133,14 +146,50 @@ def run(options: Options, heartbeat: Heartbeat, log: Log) -> int:
     with suppress(OSError):  # whoever wanted to read it may be gone by the time a later gate says it
         print(json.dumps({"ready": True, "pid": os.getpid(), "kernel": mrelease_support().describe()}), flush=True)
     try:
-        gate.run()
+        source.run()
     finally:
-        os.close(group)  # everybody who waits goes on
+        source.close()
         os.unlink(f"{options.run_dir}/striker.sock")
     heartbeat_thread = threading.Thread(target=_keep_beating, args=(heartbeat,), daemon=True)
     heartbeat_thread.start()
     wait_until_idle(stops, _LAST_STOPS_SECONDS)
     return 0
+
+
+def _open(options: Options, log: Log) -> int | ProcConnector | None:
+    """The kernel's side of a source: a fanotify group for the gate, else what the observer needs; None: neither."""
+    gate = "not wanted"
+    if options.source != "observe":
+        try:
+            return _open_group(options.run_dir)
+        except OSError as error:
+            gate = f"fanotify permission events: {error.strerror}"
+        if options.source == "gate":
+            log.error(f"no kill gate: {gate}; see `expedited doctor`")
+            return None
+    try:
+        connector = ProcConnector()
+    except OSError as error:
+        log.error(f"no kill gate: {gate}; and no observer: process events: {error.strerror}; see `expedited doctor`")
+        return None
+    if options.source == "auto":
+        log.warning(
+            f"source degraded: no kill gate: {gate}; kills are seen by the proc connector, once they have begun, and"
+            " strikes follow them: see `expedited doctor`"
+        )
+    return connector
+
+
+def _open_group(directory: str) -> int:
+    group = fanotify.open_group()
+    try:
+        # A kernel without permission events makes the group all the same
+        fanotify.mark_directory(group, directory)
+        fanotify.unmark_directory(group, directory)
+    except OSError:
+        os.close(group)
+        raise
+    return group
 
 
 def _die_with_the_supervisor(supervisor_pid: int) -> None:

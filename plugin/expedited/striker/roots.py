@@ -59,22 +59,24 @@ def _text(path: str) -> str:
 
 
 class Roots:
-    """The marks of one fanotify group.
+    """The containers' directories, and the marks on them of one fanotify group.
 
     Args:
-        group: The fanotify group.
+        group: The fanotify group; None: nobody is to be held, only the directories are to be known.
         patterns: Directories with one directory a container; ``*`` as the last part stands for any namespace.
         spared: Container ids never to be gated.
         hold_executions: Whether to hold whoever executes a runtime binary.
     """
 
-    def __init__(self, group: int, patterns: Iterable[str], spared: frozenset[str], *, hold_executions: bool) -> None:
+    def __init__(
+        self, group: int | None, patterns: Iterable[str], spared: frozenset[str], *, hold_executions: bool
+    ) -> None:
         self.inotify = INotify()
         self.binaries: set[str] = set()
         self._group = group
         self._patterns = tuple(pattern.rstrip("/") for pattern in patterns)
         self._spared = set(spared)
-        self._hold_executions = hold_executions
+        self._hold_executions = hold_executions and group is not None
         self._marked: dict[str, str] = {}  # container's directory -> its id
         self._parents: dict[int, str] = {}  # inotify watch -> directory of containers
         self._waiting: dict[int, str] = {}  # inotify watch -> directory in which a root's next part will appear
@@ -83,8 +85,23 @@ class Roots:
 
     @property
     def marked(self) -> tuple[str, ...]:
-        """The gated containers' directories."""
+        """The gated containers' directories; with no group, those that are followed."""
         return tuple(self._marked)
+
+    def find(self, container_id: str, root: str) -> str:
+        """The directory of a container by its id; empty where there is none.
+
+        Args:
+            container_id: As the runtime has it.
+            root: What the runtime's ``--root`` says: it tells two of the same id apart. Not more, as the runtime may see
+                another place by that name.
+        """
+        with self._lock:
+            found = [directory for directory, name in self._marked.items() if name == container_id]
+        if len(found) > 1:
+            of = os.path.realpath(root)
+            found = [directory for directory in found if os.path.realpath(os.path.dirname(directory)) == of]
+        return found[0] if found else ""
 
     def scan(self) -> None:
         """Watch and mark everything that is there; safe to do again at any time."""
@@ -146,7 +163,8 @@ class Roots:
             for directory, container_id in list(self._marked.items()):
                 if container_id in self._spared:
                     del self._marked[directory]
-                    unmark_directory(self._group, directory)
+                    if self._group is not None:
+                        unmark_directory(self._group, directory)
 
     def hold(self, binary: str) -> None:
         """Hold whoever executes this file, too: a runtime binary that was seen at work."""
@@ -158,7 +176,7 @@ class Roots:
 
     def _hold(self, path: str) -> None:
         real = os.path.realpath(path)
-        if real in self.binaries:
+        if self._group is None or real in self.binaries:
             return
         try:
             mark_binary(self._group, real)
@@ -222,8 +240,11 @@ class Roots:
         if container_id in self._spared:
             return False
         try:
-            # Marking twice is harmless, and right where the directory was made again
-            mark_directory(self._group, directory)
+            if self._group is not None:
+                # Marking twice is harmless, and right where the directory was made again
+                mark_directory(self._group, directory)
+            elif not os.path.isdir(directory):
+                return False
         except OSError:
             return False
         self._marked[directory] = container_id

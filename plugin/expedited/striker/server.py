@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from expedited.errors import ExpeditedError
-from expedited.striker.container import read_container
+from expedited.striker.container import open_state, read_container
 from expedited.striker.link import PACKET_AT_MOST, peer_uid
 from expedited.striker.log import Log
 from expedited.striker.roots import Roots
@@ -24,7 +24,6 @@ from expedited.teardown.report import Report
 __all__ = ["Server", "listen"]
 
 _REPORTS_A_PACKET = 8
-_STATE_FILES = ("state.json", "status")
 
 
 def listen(path: str) -> socket.socket:
@@ -196,14 +195,8 @@ class Server:
     def _find(self, container_id: str) -> Any:
         assert self.roots is not None
         for directory in self.roots.marked:
-            if os.path.basename(directory) != container_id:
-                continue
-            for name in _STATE_FILES:
-                try:
-                    # Passes our own gate, whose loop lets its own process through
-                    descriptor = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-                except OSError:
-                    continue
+            descriptor = open_state(directory) if os.path.basename(directory) == container_id else None
+            if descriptor is not None:
                 try:
                     return read_container(directory, descriptor)
                 finally:

@@ -1,6 +1,6 @@
-"""What follows a kill that the gate has caught: which container, what policy, the strike, the report.
+"""What follows a kill that the source has seen: which container, what policy, the strike, the report.
 
-Runs in worker threads, one for each stop in progress; the gate's loop never waits for any of this.
+Runs in worker threads, one for each stop in progress; the source's loop never waits for any of this.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from dataclasses import replace
 from queue import Empty, SimpleQueue
 
 from expedited.errors import ExpeditedError
-from expedited.striker.argv import Verb
 from expedited.striker.container import Container, read_container
-from expedited.striker.gate import Hold
 from expedited.striker.log import Log
+from expedited.striker.source import Kill
 from expedited.teardown.cgroup import Cgroup, TargetError
 from expedited.teardown.linux import be_realtime
-from expedited.teardown.policy import Mode, PageCache, Policy
+from expedited.teardown.policy import Mode, Order, PageCache, Policy
 from expedited.teardown.reap import STRIKER_PRIORITY, Reapers
 from expedited.teardown.report import Outcome, Report
 from expedited.teardown.roster import Roster
@@ -43,7 +42,7 @@ class Stops:
     Args:
         publish: Takes every report, in the order in which the stops end, and says whether anybody was there to hear it;
             called from worker threads.
-        on_term: Takes a container id when a SIGTERM for it has passed the gate: its grace period runs.
+        on_term: Takes a container id when a SIGTERM for it was seen: its grace period runs.
         log: What a person is told by.
     """
 
@@ -69,11 +68,11 @@ class Stops:
         for _ in range(_WORKERS_KEPT):
             self._hire()
 
-    # -- called by the gate's loop: must return at once ----------------------------------------------------------------
+    # -- called by the source's loop: must return at once ----------------------------------------------------------------
 
-    def on_kill(self, hold: Hold) -> None:
-        """A kill is held at the gate."""
-        self.submit(lambda: self._handle(hold))
+    def on_kill(self, kill: Kill) -> None:
+        """A kill was seen; at the gate it is held there."""
+        self.submit(lambda: self._handle(kill))
 
     def on_start(self, cmdline: bytes, descriptor: int) -> None:
         """A runtime command that is no kill has passed: `start` is the moment to learn what the container is."""
@@ -143,25 +142,25 @@ class Stops:
 
     # -- in a worker ---------------------------------------------------------------------------------------------------
 
-    def _handle(self, hold: Hold) -> None:
+    def _handle(self, kill: Kill) -> None:
         try:
-            directory = os.path.dirname(os.readlink(f"/proc/self/fd/{hold.descriptor}"))
-            if not hold.command.ends(os.path.basename(directory)):
+            directory = os.path.dirname(os.readlink(f"/proc/self/fd/{kill.descriptor}"))
+            if not kill.command.ends(os.path.basename(directory)):
                 return
-            container = self._container(directory, hold.descriptor)
-            if hold.command.signal != 9:
-                hold.answer()
-                if hold.command.signal == 15:
+            container = self._container(directory, kill.descriptor)
+            if kill.command.signal != 9:
+                kill.answer()
+                if kill.command.signal == 15:
                     self._on_term(container.id)
                     self._prepare(container)
                 return
-            self._stop(hold, container)
+            self._stop(kill, container)
         except ExpeditedError as error:
             self._log.warning(f"a kill was let through unstruck: {error}")
         finally:
-            hold.release()
+            kill.release()
 
-    def _stop(self, hold: Hold, container: Container) -> None:
+    def _stop(self, kill: Kill, container: Container) -> None:
         policy = self.policy_of(container.id)
         mode = policy.mode
         if mode is Mode.OFF or not container.is_running():
@@ -169,6 +168,8 @@ class Stops:
         if mode is Mode.COMPARE:
             self._compared += 1
             policy = replace(policy, mode=Mode.STRIKE if self._compared % 2 else Mode.OBSERVE)
+        if not kill.held:
+            policy = replace(policy, order=Order.FOLLOW)  # the runtime's own signal is on its way already
         if not self._begin(container.directory):
             return
         try:
@@ -177,18 +178,19 @@ class Stops:
                 policy,
                 init_pid=container.init_pid,
                 container_id=container.id,
-                trigger="gate:delete" if hold.command.verb is Verb.DELETE else "gate:kill",
+                trigger=f"{'gate' if kill.held else 'observer'}:{kill.command.verb}",
                 runtime_kills=True,
-                started=hold.seen,
+                started=kill.seen,
                 reapers=self._reapers,
                 roster=self._prepared.pop(container.directory, None),
             )
             try:
                 if policy.mode is Mode.OBSERVE:
-                    hold.release()
+                    kill.release()
                 one.signal()
-                hold.release()
-                one.answered()
+                kill.release()
+                if kill.held:
+                    one.answered()
             finally:
                 report = one.finish()
             self._keep(replace(report, mode=str(mode)) if mode is not Mode.STRIKE else report)

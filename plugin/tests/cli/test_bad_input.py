@@ -189,9 +189,13 @@ def test_asking_where_no_agent_is(expedited: Expedited, run_dir: Path, command: 
 # -- an agent that can't begin -----------------------------------------------------------------------------------------
 
 
-def run_agent(run_dir: Path, *flags: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def run_agent(
+    run_dir: Path, metrics_address: str = "", *, source: str = "auto", prefix: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     """The agent as `expedited run` becomes it, without the second that the command line takes."""
-    settings = AgentSettings(run_dir=str(run_dir), nri_socket="", containerd_socket="", metrics_address="".join(flags))
+    settings = AgentSettings(
+        run_dir=str(run_dir), nri_socket="", containerd_socket="", metrics_address=metrics_address, source=source
+    )
     command = [*prefix, sys.executable, "-m", "expedited.agent", settings.to_json()]
     return subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=60)
 
@@ -219,7 +223,7 @@ def test_a_metrics_address_that_is_taken(run_dir: Path) -> None:
 def test_without_capabilities_it_says_what_is_missing_and_ends(run_dir: Path) -> None:
     # As root by name only; user nobody could not even enter a directory that this interpreter may be in
     without = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--securebits=+noroot")
-    answer = run_agent(run_dir, prefix=without)
+    answer = run_agent(run_dir, source="gate", prefix=without)
     assert answer.returncode == FAILED, answer.stderr
     assert "Traceback" not in answer.stderr
     why = [line for line in answer.stderr.splitlines() if "no kill gate" in line or "the striker can't" in line]

@@ -54,6 +54,16 @@ def test_a_striker_at_work_tells_how_it_is(settings: AgentSettings, run_dir: Pat
         assert said.ok is (Level.OK if quick else Level.DEGRADED)
 
 
+def test_a_striker_that_holds_nobody_is_degraded(settings: AgentSettings) -> None:
+    options = ("--run-dir", settings.run_dir, "--state-root", settings.state_roots[0], "--source", "observe")
+    with _running("expedited.striker", *options) as striker:
+        assert striker.stdout is not None
+        ready = json.loads(striker.stdout.readline())
+        said = _findings(settings)["striker"]
+    assert f"pid {ready['pid']}, by proc-connector" in said.found
+    assert said.ok is Level.DEGRADED
+
+
 def test_an_agent_at_work_tells_of_its_striker_and_its_runtime(settings: AgentSettings) -> None:
     wanted = replace(settings, metrics_address="", nri_socket="", containerd_socket="", log_format="json")
     with _running("expedited.agent", wanted.to_json()) as agent:

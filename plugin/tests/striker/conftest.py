@@ -166,13 +166,26 @@ class Node:
         (directory / "state-1").rename(directory / name)
         return directory
 
-    def begin(self, *words: str, idle: bool = False, file: str = "state.json") -> subprocess.Popen[str]:
-        """``runc --root DIR WORDS``, under way."""
+    def begin(
+        self, *words: str, idle: bool = False, slow: bool = False, file: str = "state.json", namespace: str = "k8s.io"
+    ) -> subprocess.Popen[str]:
+        """``runc --root DIR WORDS``, under way; a slow one signals nobody before its standard input ends."""
         log = str(self.namespace.parent / "log.json")
-        arguments = ["runc", "--root", str(self.namespace), "--log", log, "--log-format", "json", *words]
-        environment = {"RUNC_FILE": file, **({"RUNC_IDLE": "1"} if idle else {})}
+        root = str(self.namespace.with_name(namespace))
+        arguments = ["runc", "--root", root, "--log", log, "--log-format", "json", *words]
+        environment = {
+            "RUNC_FILE": file,
+            **({"RUNC_IDLE": "1"} if idle else {}),
+            **({"RUNC_SLOW": "1"} if slow else {}),
+        }
         process = subprocess.Popen(
-            arguments, executable=self._runc, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            arguments,
+            executable=self._runc,
+            env=environment,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         self._stack.callback(self._end, process)
         return process
@@ -189,7 +202,7 @@ class Node:
         with suppress(ProcessLookupError):
             process.kill()
         process.wait()
-        for stream in (process.stdout, process.stderr):
+        for stream in (process.stdin, process.stdout, process.stderr):
             if stream is not None:
                 stream.close()
 

@@ -27,6 +27,7 @@ MIB = 1 << 20
         ["--budget=nan"],
         ["--hold-executions=maybe"],
         ["--log-format=xml"],
+        ["--source=tracefs"],
         ["--state-root=relative/path"],
         ["--state-root="],
         ["--run-dir=here"],
@@ -59,7 +60,7 @@ def test_a_directory_that_cannot_be_made_is_one_line_and_status_1() -> None:
 def test_without_the_capability_it_says_so_and_ends(tmp_path: Path) -> None:
     command = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-all", sys.executable, "-m", "expedited.striker"]
     answer = subprocess.run(
-        [*command, f"--run-dir={tmp_path}"], capture_output=True, text=True, check=False, timeout=60
+        [*command, f"--run-dir={tmp_path}", "--source=gate"], capture_output=True, text=True, check=False, timeout=60
     )
     assert answer.returncode == 1
     assert "fanotify" in answer.stderr

@@ -1,0 +1,83 @@
+"""The agent where it holds nobody: it sees the runtime's own commands on a real containerd, and follows them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from expedited.demo.daemon import PrivateContainerd
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def agent(containerd: PrivateContainerd, start_agent: Callable[..., Any]) -> Any:
+    sockets = (f"--nri-socket={containerd.nri_socket}", f"--containerd-socket={containerd.socket}")
+    one = start_agent("--source=observe", f"--state-root={containerd.state_root}", *sockets, ready=False)
+    one.wait_told("the observer is up")
+    one.wait_told("NRI: synchronized")
+    one.wait_told(" answers")
+    return one
+
+
+def stop_of(agent: Any, container_id: str) -> dict[str, Any]:
+    """What it has to say of this container's stop."""
+    found: list[dict[str, Any]] = []
+
+    def is_told() -> bool:
+        found[:] = agent.json("stops", container_id)
+        return bool(found)
+
+    agent.wait(is_told, f"no stop of {container_id}")
+    (stop,) = found
+    return stop
+
+
+@pytest.mark.parametrize("grace", [0, 2])
+@pytest.mark.parametrize("children", [0, 3])
+def test_a_stop_by_the_runtime_is_followed_and_reported(
+    containerd: PrivateContainerd, agent: Any, make_container: Callable[..., Any], grace: int, children: int
+) -> None:
+    hog = make_container("--bytes", "64M", "--ignore-term", "--children", str(children))
+    complaints = r"level=(?:warning|error|fatal).*"
+    before = re.findall(complaints, containerd.log_path.read_text())
+
+    containerd.cri.stop_container(hog.id, grace)
+
+    stop = stop_of(agent, hog.id)
+    assert (stop["trigger"], stop["outcome"], stop["order"]) == ("observer:kill", "struck", "follow")
+    assert stop["pod"]["uid"] == hog.pod.uid
+    assert stop["bytes_returned"] >= 64 * MIB
+    assert stop["gone_seconds"] is not None
+    assert stop["signalled_seconds"] is None
+    assert len(stop["processes"]) == 1 + children
+    print(stop["memory_back_seconds"], [process["fate"] for process in stop["processes"]])  # pytest -s
+    # Who follows may be late, and then says so
+    assert {process["fate"] for process in stop["processes"]} <= {"reaped", "lost_race", "gone", "killed"}
+    assert containerd.cri.container(hog.id).exit_code == 137
+    assert re.findall(complaints, containerd.log_path.read_text()) == before
+
+
+def test_a_stop_in_its_grace_is_shown_and_an_end_in_it_is_no_stop(
+    containerd: PrivateContainerd, agent: Any, make_container: Callable[..., Any]
+) -> None:
+    hog = make_container("--bytes", "16M", "--term-delay-ms", "1500")
+    ends = containerd.cri.begin_stop(hog.id, 30)
+
+    def shown() -> bool:
+        (top,) = agent.json("top")
+        return any(each["id"] == hog.id and each.get("stopping_since") for each in top["containers"])
+
+    agent.wait(shown, "its stop is not shown")
+    ends.result()
+    assert containerd.cri.container(hog.id).exit_code == 0  # the grace was its own
+    assert agent.json("stops") == []
+
+
+def test_status_says_that_nobody_is_held(agent: Any) -> None:
+    (status,) = agent.json("status")
+    assert (status["striker"], status["source"]) == ("ok", "proc-connector")
+    assert "proc-connector: degraded" in agent.cli("status").stdout
