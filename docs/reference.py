@@ -1,4 +1,4 @@
-"""mkdocs hook: the pages of the reference that are made from the code, so that they can't be behind it."""
+"""mkdocs hook: the pages that are made from the code or lie beside it, so that they can't be behind it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from expedited.teardown.policy import Policy
 #: The programs of the command reference.
 PROGRAMS = {"expedited": app, "kubectl expedited": kubectl_app}
 
-_API = Path(__file__).parents[1] / "proto/v1/expedited.proto"
+_CHECKOUT = Path(__file__).parents[1]
+_API = _CHECKOUT / "proto/v1/expedited.proto"
+_KERNEL = _CHECKOUT / "deploy/kernel/README.md"
 _API_HEADS = {
     "service": ["| call | takes | answers | what it does |", "|---|---|---|---|"],
     "message": ["| field | type | what it is |", "|---|---|---|"],
@@ -37,6 +39,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         ("commands.md", commands()),
         ("api.md", api()),
         ("troubleshooting.md", troubleshooting()),
+        ("kernel.md", kernel()),
     ):
         files.append(File.generated(config, name, content=page))
     return files
@@ -77,6 +80,9 @@ def configuration() -> str:
         )
     return "\n".join(
         [
+            "---",
+            "hide: [toc]",  # room for five columns
+            "---",
             "# Configuration",
             "",
             "Flags of `expedited run` go before variables, those before the file (`--config`, `EXPEDITED_CONFIG`, else",
@@ -119,7 +125,7 @@ def _flags() -> dict[str, str]:
     for parameter in typer.main.get_command(app).commands["run"].params:
         for name in names:
             if re.fullmatch(rf"{parameter.name}(s|_seconds|_bytes)?", name):
-                found[name] = f"`{parameter.opts[0]}`"
+                found[name] = f'<code class="whole">{parameter.opts[0]}</code>'
     return found
 
 
@@ -196,6 +202,12 @@ def troubleshooting() -> str:
             ]
         lines.append(f"| {_cell(finding.name)} | {_cell(finding.costs)} | {_cell(finding.remedy)} |")
     return "\n".join([*lines, "", _STORIES])
+
+
+def kernel() -> str:
+    """What lies beside the patches; its links into the checkout as plain names, and a | in code as Python's Markdown has it."""
+    text = re.sub(r"\[([^]]+)\]\((?!\w+:)[^)]+\)", r"`deploy/kernel/\1`", _KERNEL.read_text())
+    return re.sub(r"`[^`\n]+`", lambda code: code[0].replace("\\|", "|"), text)
 
 
 _STORIES = """\

@@ -107,6 +107,13 @@ def test_every_call_and_field_of_the_api_is_in_the_reference(site: Path) -> None
     assert [name for name in calls + names if not re.search(rf"\b{name}\b", page)] == []
 
 
+@pytest.mark.parametrize("page", ["annotations", "api", "commands", "configuration", "troubleshooting"])
+def test_nothing_in_the_reference_is_without_its_meaning(site: Path, page: str) -> None:
+    cells = re.findall(r"<tr>(.*?)</tr>", (site / page / "index.html").read_text(), re.DOTALL)
+    assert cells
+    assert [row for row in cells if re.search(r"<td>\s*</td>\s*$", row)] == []
+
+
 def test_everything_that_doctor_looks_at_is_in_the_troubleshooting(site: Path) -> None:
     page = words(site, "troubleshooting")
     findings = examine(AgentSettings())
