@@ -59,7 +59,7 @@ def test_a_flag_in_the_reference_sets_the_key_beside_it(site: Path, monkeypatch:
     rows = re.findall(r"<tr>(.*?)</tr>", (site / "configuration" / "index.html").read_text(), re.DOTALL)
     flags = {}
     for row in rows:
-        codes = re.findall(r"<code>(.*?)</code>", row)
+        codes = re.findall(r"<code[^>]*>(.*?)</code>", row)
         flags |= {code: codes[0] for code in codes if code.startswith("--")}
     run = typer.main.get_command(app).commands["run"]  # type: ignore[attr-defined]
     assert {each.opts[0] for each in run.params} - {"--config"} == set(flags)
