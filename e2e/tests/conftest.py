@@ -38,6 +38,7 @@ class Case:
         lost_races: How many processes let go of their memory before it could be reaped, as the agent has it.
         summary_back_s: Like ``memory_back_s``, by kubelet's own summary, which it renews every 10 s or so.
         hog_back_s: For an eviction: until 95% of the hog's anonymous memory was free.
+        cache_left_bytes: Page cache that the pod left charged to the cgroups above its own.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Case:
     lost_races: int = 0
     summary_back_s: float | None = None
     hog_back_s: float | None = None
+    cache_left_bytes: int | None = None
 
 
 class Record:
@@ -72,6 +74,7 @@ class Record:
         evicted: int = 0,
         summary: float | None = None,
         hog: float | None = None,
+        cache_left: int | None = None,
     ) -> Case:
         """Add a case; it is ok if the memory came back, the pod went, and the agent saw it and did as it was told."""
         outcome = stop["outcome"] if stop else "not seen"
@@ -92,11 +95,19 @@ class Record:
             lost_races=lost,
             summary_back_s=_rounded(summary),
             hog_back_s=_rounded(hog),
+            cache_left_bytes=cache_left,
         )
+        self._write(case)
+        return case
+
+    def survived(self, name: str, outcome: str, ok: bool) -> None:
+        """Add a case that is about what held while something was restarted, not about how long a stop took."""
+        self._write(Case(name, self.kernel, "strike", None, None, 0, ok, outcome=outcome))
+
+    def _write(self, case: Case) -> None:
         self._cases.append(case)
         document = {"cases": [asdict(each) for each in self._cases], "versions": self._versions}
         RESULTS.write_text(json.dumps(document, indent=1))
-        return case
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -12,7 +12,7 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ __all__ = ["NODE", "MemoryWatch", "Node", "Sample", "SummaryWatch"]
 
 NODE = "expedited-control-plane"
 _KLOG = re.compile(r"[IWEF](\d\d)(\d\d) (\d\d):(\d\d):(\d\d\.\d+)")
+_KILLING = '"Killing container with a grace period"'
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class Sample:
 
     Attributes:
         at_seconds: On the clock of :func:`time.time`, which the node's logs share.
-        used_bytes: Charged to the cgroup.
+        used_bytes: Charged to the cgroups.
         available_bytes: Of the node, as kubelet's eviction manager reckons it.
-        populated: Whether a process is left in the cgroup.
+        populated: Whether a process is left in any of the cgroups.
     """
 
     at_seconds: float
@@ -71,6 +72,25 @@ class Node:
             raise LookupError(f"{len(found)} cgroups for the pod {uid}: {found}")
         return found[0]
 
+    def container_cgroup(self, pod_uid: str, container_id: str) -> Path:
+        """A container's own; the id as the API server has it."""
+        return self.pod_cgroup(pod_uid) / f"cri-containerd-{container_id.partition('://')[2]}.scope"
+
+    def besteffort_file_bytes(self) -> int:
+        """Page cache charged to the slice of the pods without requests, or below it."""
+        return _stat(next(self.cgroup.glob("kubelet.slice/**/*besteffort.slice")), "file")
+
+    def gateway(self) -> str:
+        """The address by which the node reaches the machine."""
+        form = "{{range .NetworkSettings.Networks}}{{.Gateway}}{{end}}"
+        asked = ["docker", "inspect", "-f", form, NODE]
+        return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
+
+    def write(self, path: str, text: str) -> None:
+        """A file in the node, there whole or not at all."""
+        script = f"cat >{path}.new && mv {path}.new {path}"
+        subprocess.run(["docker", "exec", "-i", NODE, "sh", "-c", script], check=True, input=text, text=True)
+
     def processes_outside(self, cgroup: Path) -> set[tuple[int, str]]:
         """Pid and name of every process of the node that is not below this cgroup."""
         found = set()
@@ -100,6 +120,13 @@ class Node:
                     found.append((moment, line))
         return found
 
+    def grace_over(self, pod: str, since_seconds: float) -> float:
+        """When the grace was over that kubelet gave this pod's first container to end since then."""
+        for moment, line in self.kubelet_log(since_seconds):
+            if _KILLING in line and f'pod="default/{pod}"' in line:
+                return moment + int(re.findall(r"gracePeriod=(\d+)", line)[0])
+        raise LookupError(f"kubelet did not kill a container of {pod}")
+
 
 class _Watch:
     """A thread that takes samples until it is told to stop."""
@@ -120,15 +147,15 @@ class _Watch:
 
 @dataclass
 class MemoryWatch(_Watch):
-    """Samples a cgroup and the node from a real-time thread, every 50 ms, until told to stop."""
+    """Samples cgroups and the node from a real-time thread, every 50 ms, until told to stop."""
 
     node: Node
-    cgroup: Path
+    cgroups: Sequence[Path]
     samples: list[Sample] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.anon_bytes = _stat(self.cgroup, "anon")
-        self.start_bytes = int((self.cgroup / "memory.current").read_text())
+        self.anon_bytes = sum(_stat(cgroup, "anon") for cgroup in self.cgroups)
+        self.start_bytes = sum(int((cgroup / "memory.current").read_text()) for cgroup in self.cgroups)
         super().__post_init__()
 
     def back_at(self, since_seconds: float, share: float = 0.95) -> float | None:
@@ -154,11 +181,12 @@ class MemoryWatch(_Watch):
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(50))
         while not self._over.is_set():
             used, populated = 0, False
-            try:
-                used = int((self.cgroup / "memory.current").read_text())
-                populated = "populated 1" in (self.cgroup / "cgroup.events").read_text()
-            except OSError:
-                pass  # removed: nothing is charged to it, nobody is in it
+            for cgroup in self.cgroups:
+                try:
+                    used += int((cgroup / "memory.current").read_text())
+                    populated |= "populated 1" in (cgroup / "cgroup.events").read_text()
+                except OSError:
+                    pass  # removed: nothing is charged to it, nobody is in it
             available = self.node.available_bytes()
             self.samples.append(Sample(time.time(), used, available, populated))
             time.sleep(0.05)

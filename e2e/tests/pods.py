@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
-__all__ = ["NAMESPACE", "Pods", "hog_pod", "wait_for"]
+__all__ = ["NAMESPACE", "Pods", "hog_pod", "kubectl", "template", "wait_for"]
 
 NAMESPACE = "default"
 HOG = "expedited.local/hog:1"
@@ -21,6 +23,7 @@ def hog_pod(
     mode: str | None = None,
     requests: Mapping[str, str] | None = None,
     limits: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
     **spec: Any,
 ) -> dict[str, Any]:
     """A pod with one container that holds memory or burns CPU, see hog.c; ``spec`` is the pod's."""
@@ -35,9 +38,22 @@ def hog_pod(
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "annotations": annotations},
+        "metadata": {"name": name, "annotations": annotations, "labels": dict(labels or {})},
         "spec": {"restartPolicy": "Never", "automountServiceAccountToken": False, "containers": [container], **spec},
     }
+
+
+def template(pod: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for a controller, which names its pods itself."""
+    metadata = {key: value for key, value in pod["metadata"].items() if key != "name"}
+    return {"metadata": metadata, "spec": pod["spec"]}
+
+
+def kubectl(*arguments: str) -> str:
+    """What it prints."""
+    done = subprocess.run(["kubectl", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def wait_for(what: str, condition: Callable[[], Any], seconds: float = 120) -> Any:
@@ -56,6 +72,7 @@ class Pods:
     def __init__(self, api: client.CoreV1Api) -> None:
         self.api = api
         self._made: list[str] = []
+        self._undo = ExitStack()
 
     def make(self, pod: dict[str, Any]) -> str:
         """Create it; returns its uid."""
@@ -63,6 +80,16 @@ class Pods:
         self._made.append(name)
         wait_for("the namespace's service account", lambda: self._service_account())
         return str(self.api.create_namespaced_pod(NAMESPACE, pod).metadata.uid)
+
+    def afterwards(self, undo: Callable[[], object]) -> None:
+        """Something else to be done in the end, before the pods are deleted; the last first."""
+        self._undo.callback(undo)
+
+    def of(self, **labels: str) -> list[Any]:
+        """The pods with these labels that are not being deleted."""
+        selector = ",".join(f"{key}={value}" for key, value in labels.items())
+        pods = self.api.list_namespaced_pod(NAMESPACE, label_selector=selector).items
+        return [pod for pod in pods if pod.metadata.deletion_timestamp is None]
 
     def ready(self, *names: str, seconds: float = 180) -> None:
         """Wait until each has written READY, which a hog does when all that it is to have is there."""
@@ -95,7 +122,8 @@ class Pods:
         return [pod.metadata.name for pod in pods if pod.status.reason == "Evicted"]
 
     def clean_up(self) -> None:
-        """Delete what was made, and wait until it is gone."""
+        """Undo and delete what was made, and wait until it is gone."""
+        self._undo.close()
         for name in self._made:
             try:
                 self.api.delete_namespaced_pod(name, NAMESPACE, grace_period_seconds=0)

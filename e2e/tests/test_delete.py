@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from agent import last_stop
 from conftest import Record
-from deletion import MODES, burners, delete
+from ending import MODES, burners, delete
 from kubernetes import client
 from node import Node
 from pods import Pods, hog_pod, wait_for
@@ -32,8 +32,8 @@ def test_a_deleted_pod_gives_its_memory_back(
     uid = pods.make(hog_pod(victim, *arguments, mode=mode))
     pods.ready(victim)
     burners(pods)
-    deletion = delete(pods, node, victim, uid, grace)
-    stop = wait_for("the agent wrote of it", lambda: last_stop(api, victim, since_seconds=deletion.began), 60)
-    case = record.add(name, mode, deletion.back_seconds, deletion.gone_seconds, stop)
+    ending, due = delete(pods, node, victim, uid, grace)
+    stop = wait_for("the agent wrote of it", lambda: last_stop(api, victim, since_seconds=ending.began), 60)
+    case = record.add(name, mode, *ending.since(due), stop)
     assert case.ok
     wait_for("the API server has it no more", lambda: pods.get(victim) is None)

@@ -7,7 +7,7 @@ import time
 import pytest
 from agent import last_stop
 from conftest import Record
-from deletion import MODES, burners
+from ending import MODES, burners
 from kubernetes import client
 from node import MemoryWatch, Node, SummaryWatch
 from pods import NAMESPACE, Pods, hog_pod, wait_for
@@ -38,7 +38,7 @@ def test_an_evicted_hog_is_the_only_one(
     uid = pods.make(hog_pod(hog, "--bytes", str(room), "--ignore-term", mode=mode))
     pods.ready(hog, seconds=300)
     burners(pods)
-    watch = MemoryWatch(node, node.pod_cgroup(uid))
+    watch = MemoryWatch(node, [node.pod_cgroup(uid)])
     summary = SummaryWatch(api)
     began = time.time()
     # Within its request, so it is not to blame for what is short

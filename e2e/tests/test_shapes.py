@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from agent import last_stop
 from conftest import Record
-from deletion import MODES, burners, delete
+from ending import MODES, burners, delete
 from kubernetes import client
 from node import Node
 from pods import Pods, hog_pod, wait_for
@@ -70,13 +70,13 @@ def test_a_pod_of_any_shape_gives_its_memory_back(
         wait_for(f"{name} is ready", lambda name=name: "READY" in pods.log(victim, name), 180)
     burners(pods)
     outside = node.processes_outside(node.pod_cgroup(uid))
-    deletion = delete(pods, node, victim, uid, GRACE)
+    ending, due = delete(pods, node, victim, uid, GRACE)
     stops = [
-        wait_for(f"the agent wrote of {name}", lambda name=name: last_stop(api, victim, name, deletion.began), 60)
+        wait_for(f"the agent wrote of {name}", lambda name=name: last_stop(api, victim, name, ending.began), 60)
         for name in names
     ]
     worst = max(stops, key=lambda stop: stop.get("memory_back_seconds") or float("inf"))
-    case = record.add(case_name, mode, deletion.back_seconds, deletion.gone_seconds, worst)
+    case = record.add(case_name, mode, *ending.since(due), worst)
     assert case.ok
     assert {stop["outcome"] for stop in stops} == {case.outcome}
     died = outside - node.processes_outside(node.cgroup / "none")

@@ -9,16 +9,9 @@ from agent import NAMESPACE as AGENTS
 from agent import last_stop
 from kubernetes import client
 from node import NODE
-from pods import NAMESPACE, Pods, hog_pod, wait_for
+from pods import NAMESPACE, Pods, hog_pod, kubectl, wait_for
 
 EVENT_SIZE = "300M"  # over the chart's kubernetes.eventMinSize
-
-
-def kubectl(*arguments: str) -> str:
-    """What it prints."""
-    done = subprocess.run(["kubectl", *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_a_stop_is_told_of(pods: Pods, api: client.CoreV1Api) -> None:
@@ -47,3 +40,25 @@ def _struck(api: client.CoreV1Api) -> float:
     text = str(api.connect_get_namespaced_pod_proxy_with_path(f"{pod.metadata.name}:9788", AGENTS, "metrics"))
     counts = [line for line in text.splitlines() if line.startswith("expedited_stops_total{")]
     return sum(float(line.rpartition(" ")[2]) for line in counts if 'outcome="struck"' in line)
+
+
+def test_the_agent_may_do_what_it_does_and_no_more(api: client.CoreV1Api) -> None:
+    """Asked of the API server, which is what decides."""
+    agent = f"system:serviceaccount:{AGENTS}:expedited"
+    allowed = {("list", "pods"), ("watch", "pods"), ("create", "events")}
+    verbs = ["get", "list", "watch", "create", "update", "patch", "delete"]
+    for resource in ["pods", "pods/exec", "pods/eviction", "pods/log", "events", "nodes", "nodes/proxy", "secrets"]:
+        granted = {verb for verb in verbs if _may(agent, verb, resource)}
+        assert granted == {verb for verb, of in allowed if of == resource}, resource
+    for pod in api.list_namespaced_pod(AGENTS, label_selector="app.kubernetes.io/name=expedited").items:
+        assert "forbidden" not in api.read_namespaced_pod_log(pod.metadata.name, AGENTS)
+
+
+def _may(user: str, verb: str, resource: str) -> bool:
+    name, _, subresource = resource.partition("/")
+    asked = ["auth", "can-i", verb, name, f"--as={user}", "--all-namespaces"]
+    if subresource:
+        asked.append(f"--subresource={subresource}")
+    done = subprocess.run(["kubectl", *asked], capture_output=True, text=True)
+    assert done.stdout.strip() in ("yes", "no"), done.stderr
+    return done.stdout.strip() == "yes"
