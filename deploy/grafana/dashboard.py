@@ -20,7 +20,10 @@ _COLUMNS = 24
 _ON = 'instance=~"$instance"'
 _RATE = "sum{by} (rate({name}{{{on}}}[$__rate_interval]))"
 _INCREASE = "sum{by} (increase({name}{{{on}}}[$__range]))"
+_EACH = "sum{by} (increase({name}{{{on}}}[$__rate_interval]))"
 _NOW = "sum{by} ({name}{{{on}}})"
+# Struck stops are back in milliseconds, others in a minute: on an axis of equal steps the former are a line at zero
+_LOGARITHMIC = {"custom": {"scaleDistribution": {"type": "log", "log": 10}}}
 _QUANTILE = "histogram_quantile({share}, sum by ({by}le) (rate({name}_bucket{{{on}}}[$__rate_interval])))"
 
 
@@ -84,8 +87,13 @@ _ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Page cache given back", (Query("expedited_page_cache_dropped_bytes_total", _INCREASE),), "stat", 6, 4
             ),
             Panel("Nodes", (Query("expedited_info", "count({name}{{{on}}})"),), "stat", 6, 4),
-            Panel("Memory back after the kill", _quantiles("expedited_memory_back_seconds", "outcome"), width=12),
-            Panel("Gone after the kill", _quantiles("expedited_gone_seconds", "outcome"), width=12),
+            Panel(
+                "Memory back after the kill",
+                _quantiles("expedited_memory_back_seconds", "outcome"),
+                width=12,
+                extra=_LOGARITHMIC,
+            ),
+            Panel("Gone after the kill", _quantiles("expedited_gone_seconds", "outcome"), width=12, extra=_LOGARITHMIC),
             Panel("Stops by outcome", (Query("expedited_stops_total", _RATE, ("outcome",), "{{outcome}}"),)),
             Panel("Stops by trigger", (Query("expedited_stops_total", _RATE, ("trigger",), "{{trigger}}"),)),
             Panel("Memory given back by outcome", (Query(_RETURNED, _RATE, ("outcome",), "{{outcome}}"),)),
@@ -100,13 +108,13 @@ _ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
     (
         "The gate",
         (
-            Panel("Held for", _quantiles("expedited_gate_latency_seconds")),
+            Panel("Held for", _quantiles("expedited_gate_latency_seconds"), extra=_LOGARITHMIC),
             Panel("Opens judged", (Query("expedited_gate_events_total", _RATE, ("instance",), "{{instance}}"),)),
             Panel(
                 "Overruns and restarts",
                 (
-                    Query("expedited_gate_overruns_total", _INCREASE, ("instance",), "{{instance}} overruns"),
-                    Query("expedited_gate_restarts_total", _INCREASE, ("instance",), "{{instance}} restarts"),
+                    Query("expedited_gate_overruns_total", _EACH, ("instance",), "{{instance}} overruns"),
+                    Query("expedited_gate_restarts_total", _EACH, ("instance",), "{{instance}} restarts"),
                 ),
                 unit="short",
             ),
@@ -120,9 +128,7 @@ _ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 (Query("expedited_connected", "min by (to) ({name}{{{on}}})", legend="{{to}}"),),
                 extra={"min": 0, "max": 1},
             ),
-            Panel(
-                "Connections made", (Query("expedited_connections_total", _INCREASE, ("to",), "{{to}}"),), unit="short"
-            ),
+            Panel("Connections made", (Query("expedited_connections_total", _EACH, ("to",), "{{to}}"),), unit="short"),
             Panel(
                 "Containers known, and gated",
                 (
@@ -235,7 +241,8 @@ def _panel(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
         "description": " ".join(dict.fromkeys(metric.words for metric in metrics)),
         "datasource": _SOURCE,
         "gridPos": {"x": x, "y": y, "w": panel.width, "h": panel.height},
-        "fieldConfig": {"defaults": {"unit": unit, "min": 0, **panel.extra}, "overrides": []},
+        # There is no zero on a logarithmic axis
+        "fieldConfig": {"defaults": {"unit": unit, **(panel.extra or {"min": 0})}, "overrides": []},
         "options": {"legend": {"displayMode": "list", "placement": "bottom"}} if panel.kind == "timeseries" else {},
         "targets": [
             {
@@ -243,8 +250,8 @@ def _panel(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
                 "datasource": _SOURCE,
                 "expr": query.expression,
                 "legendFormat": query.legend or panel.title,
-                "range": True,
-                "instant": False,
+                "range": panel.kind == "timeseries",
+                "instant": panel.kind != "timeseries",
             }
             for index, query in enumerate(panel.queries)
         ],
