@@ -16,6 +16,9 @@ def main(arguments: list[str]) -> int:
     Returns:
         0 after it was told to stop; else the exit code of what was wrong.
     """
+    from expedited.agent.priority import go_first
+
+    go_first()  # before all the rest is loaded
     # structlog imports rich where it is there, for tracebacks that are not used here
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
     from expedited import log

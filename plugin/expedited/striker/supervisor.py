@@ -10,6 +10,7 @@ Imports next to nothing: it must stay small, and alive when nothing else is.
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import sys
@@ -43,6 +44,8 @@ def supervise(gate: Callable[[Heartbeat], int], log: Log) -> int:
     Returns:
         The exit code.
     """
+    # The agent that starts us is limited in what it may compute without a pause; a reaper's one call may last longer
+    resource.setrlimit(resource.RLIMIT_RTTIME, (resource.getrlimit(resource.RLIMIT_RTTIME)[1],) * 2)
     try:
         os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(_PRIORITY))
     except OSError:

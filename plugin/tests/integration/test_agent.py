@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from expedited.agent.priority import RUNAWAY_SECONDS
 from expedited.demo.cri import ContainerSpec, Pod, PodSpec
 from expedited.demo.daemon import PrivateContainerd
 from expedited.demo.image import HOG_IMAGE
@@ -185,6 +187,16 @@ def test_status_tells_how_things_are_and_what_memory_they_take(
 
 
 # -- kill --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_agent_is_real_time_for_a_while_and_its_striker_for_as_long_as_it_takes(start: StartAgent) -> None:
+    agent = start()
+    ours = pids(agent)
+    if os.sched_getscheduler(ours["agent"]) != os.SCHED_RR:
+        pytest.skip("no real-time priority here")
+    assert resource.prlimit(ours["agent"], resource.RLIMIT_RTTIME)[0] == int(RUNAWAY_SECONDS * 1e6)
+    for name in ("supervisor", "striker"):
+        assert resource.prlimit(ours[name], resource.RLIMIT_RTTIME)[0] == resource.RLIM_INFINITY, name
 
 
 def test_kill_by_a_prefix_of_the_id_by_pod_and_by_cgroup(
