@@ -150,9 +150,17 @@ def commands() -> str:
             names = parameter.opts if parameter.param_type_name == "option" else [parameter.name.upper()]
             said = parameter.default not in (None, False, ())
             default = f"`{_written(parameter.default)}`" if said else ""
-            rows.append(f"| {', '.join(f'`{name}`' for name in names)} | {default} | {_cell(parameter.help or '')} |")
-        if rows:
-            lines += ["| option | default | what it does |", "|---|---|---|", *rows, ""]
+            rows.append((", ".join(f"`{name}`" for name in names), default, _cell(parameter.help or "")))
+        if any(default for _, default, _ in rows):
+            lines += ["| option | default | what it does |", "|---|---|---|"]
+            lines += [*(f"| {option} | {default} | {does} |" for option, default, does in rows), ""]
+        elif rows:
+            lines += [
+                "| option | what it does |",
+                "|---|---|",
+                *(f"| {option} | {does} |" for option, _, does in rows),
+                "",
+            ]
         subordinate = getattr(command, "commands", {}).items()
         waiting[:0] = [(f"{path} {name}", each) for name, each in subordinate if not each.hidden]
     return "\n".join(lines)
