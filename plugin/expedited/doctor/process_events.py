@@ -42,7 +42,7 @@ def _sees_a_child(connector: ProcConnector) -> bool:
 
 def finding(why: str, *, gate: bool) -> Finding:
     """What was found, where there is a kill gate or is none."""
-    # Linux kernel commit bfdfdc2f3b79 ("connector/cn_proc: Allow non-root users access") (in v6.6)
+    # Everybody's since the kernel change "connector/cn_proc: Allow non-root users access" (in v6.6)
     return Finding(
         Area.KERNEL,
         "process events",

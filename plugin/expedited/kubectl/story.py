@@ -15,6 +15,7 @@ _TRIGGERS = {
     "gate:delete": "the runtime was about to delete it by force, and was held at the gate",
     "observer:kill": "the runtime was on its way to kill it, and was seen",
     "observer:delete": "the runtime was on its way to delete it by force, and was seen",
+    "oom": "it was out of memory, and the kernel killed in it",
     "api": "somebody asked the agent's API for it",
     "command": "somebody asked for it by `expedited kill`",
 }

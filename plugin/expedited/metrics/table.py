@@ -70,7 +70,7 @@ class Metric:
 
 _MODE = Label("mode", tuple(mode.value for mode in Mode if mode is not Mode.OFF))
 _OUTCOME = Label("outcome", tuple(outcome.value for outcome in Outcome))
-_TRIGGER = Label("trigger", ("gate:kill", "gate:delete", "observer:kill", "observer:delete", "api", "command"))
+_TRIGGER = Label("trigger", ("gate:kill", "gate:delete", "observer:kill", "observer:delete", "oom", "api", "command"))
 _LEVER = Label("lever", ("rt", "rt-bandwidth", "weight", "quota", "cpuset"))
 _TO = Label("to", ("striker", "nri", "containerd", "kubernetes"))
 _PROCESS = Label("process", ("agent", "striker", "supervisor"))

@@ -23,6 +23,7 @@ from expedited.striker.gate import Gate
 from expedited.striker.heartbeat import Heartbeat
 from expedited.striker.log import Log
 from expedited.striker.observer import Observer
+from expedited.striker.oom import OomWatch
 from expedited.striker.proc_connector import ProcConnector
 from expedited.striker.roots import Roots, own_container_ids
 from expedited.striker.server import Server, listen
@@ -140,6 +141,8 @@ def run(options: Options, heartbeat: Heartbeat, log: Log) -> int:
     heartbeat.beat()  # from the first mark on somebody may be held
     server.start(stops, roots)
     roots.scan()
+    if mrelease_support().available:
+        OomWatch(roots, stops.on_oom).start()
     gc.collect()
     gc.freeze()
     gc.disable()  # no pause between gate and strike; an idle worker collects

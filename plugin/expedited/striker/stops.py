@@ -19,6 +19,7 @@ from expedited.striker.container import Container, read_container
 from expedited.striker.log import Log
 from expedited.striker.source import Kill
 from expedited.teardown.cgroup import Cgroup, TargetError
+from expedited.teardown.dying import reap_dying
 from expedited.teardown.linux import be_realtime
 from expedited.teardown.policy import Mode, Order, PageCache, Policy
 from expedited.teardown.reap import STRIKER_PRIORITY, Reapers
@@ -140,6 +141,10 @@ class Stops:
         finally:
             self._end(key)
 
+    def on_oom(self, container: Container, seen: float) -> None:
+        """The kernel kills in a container that is out of memory, or is about to."""
+        self.submit(lambda: self._out_of_memory(container, seen))
+
     # -- in a worker ---------------------------------------------------------------------------------------------------
 
     def _handle(self, kill: Kill) -> None:
@@ -196,6 +201,21 @@ class Stops:
             self._keep(replace(report, mode=str(mode)) if mode is not Mode.STRIKE else report)
         finally:
             self._end(container.directory)
+
+    def _out_of_memory(self, container: Container, seen: float) -> None:
+        policy = self.policy_of(container.id)
+        # A key of its own: the runtime's kill, if it comes meanwhile, is another stop
+        key = f"oom:{container.directory}"
+        if policy.mode in (Mode.OFF, Mode.OBSERVE) or not self._begin(key):
+            return
+        try:
+            report = reap_dying(container.cgroup, policy, container_id=container.id, started=seen)
+            if report is not None:
+                self._keep(report)
+        except ExpeditedError as error:
+            self._log.warning(f"an OOM kill was left to the kernel: {error}")
+        finally:
+            self._end(key)
 
     def _prepare(self, container: Container) -> None:
         """Its grace period runs: hold its processes now, so that at the kill only the signals are left to be sent."""

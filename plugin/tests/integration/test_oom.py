@@ -1,0 +1,55 @@
+"""A real container that is out of memory: the kernel's kill is reaped and reported, and the runtime tells it as ever."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from expedited.demo.cri import ContainerSpec
+from expedited.demo.daemon import PrivateContainerd
+from expedited.demo.image import HOG_IMAGE
+from expedited.teardown.cgroup import Cgroup
+from expedited.teardown.report import Fate, Outcome
+
+MIB = 1 << 20
+_GROWS = "grown = []\nwhile True: grown.append(bytearray(b'x' * (1 << 20)))"
+
+
+def listened_to(striker: Any) -> int:
+    found = 0
+    for entry in Path(f"/proc/{striker.status()['pid']}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            link = str(entry.readlink())
+            found += link == "anon_inode:[eventfd]" or link.endswith("/memory.events")
+    return found
+
+
+def test_a_container_killed_by_the_kernel_is_reaped_and_reported(
+    containerd: PrivateContainerd, striker: Any, make_container: Callable[..., Any]
+) -> None:
+    spec = ContainerSpec(HOG_IMAGE, ("/hog", "--bytes", "64M"), memory_limit_bytes=128 * MIB)
+    hog = make_container(spec=spec)
+    containerd.cri.wait_for_output(hog.id, "READY")
+    striker.wait_gated(hog.id)
+    while listened_to(striker) < 2:  # the sandbox is the other
+        assert striker.process.poll() is None
+    Path(f"/proc/{hog.pid}/oom_score_adj").write_text("1000")  # whom the kernel takes first
+    members = Path(str(Cgroup.of_process(hog.pid).memory_dir)) / "cgroup.procs"
+
+    with subprocess.Popen(
+        [sys.executable, "-c", _GROWS], preexec_fn=lambda: members.write_text(str(os.getpid()))
+    ) as grower:
+        report = striker.report_of(hog.id)
+        grower.kill()
+
+    assert (report.trigger, report.outcome, report.signalled_seconds) == ("oom", Outcome.STRUCK, None)
+    fates = {process.pid: process.fate for process in report.processes}
+    assert fates[hog.pid] in (Fate.REAPED, Fate.LOST_RACE, Fate.GONE)
+    while containerd.cri.container(hog.id).state != "exited":
+        pass
+    assert containerd.cri.container(hog.id).exit_code == 137

@@ -1,0 +1,131 @@
+"""Out of memory, for real: the kernel kills in a container's cgroup, and what it kills is reaped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expedited.teardown.report import Fate, Outcome
+
+MIB = 1 << 20
+_GROWS = """
+import sys
+block = bytearray(b"x" * (int(sys.argv[1]) << 20))
+print("R", flush=True)
+sys.stdin.readline()
+more = []
+while True:
+    more.append(bytearray(b"x" * (1 << 20)))
+"""
+
+
+def _limit(cgroup: Any, size: int) -> None:
+    name = "memory.max" if cgroup.version == 2 else "memory.limit_in_bytes"
+    directory = cgroup.directories["unified" if cgroup.version == 2 else "memory"]
+    if not (directory / name).exists():
+        pytest.skip("this hierarchy has no memory controller")
+    (directory / name).write_text(str(size))
+
+
+@pytest.fixture
+def make_grower() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """``make_grower(cgroup, mib)``: a process of that size in the cgroup, which grows without end after a line of input."""
+    growers: list[subprocess.Popen[bytes]] = []
+
+    def make(cgroup: Any, size_mib: int) -> subprocess.Popen[bytes]:
+        one = subprocess.Popen(
+            [sys.executable, "-c", _GROWS, str(size_mib)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            preexec_fn=lambda: cgroup.add(os.getpid()),
+        )
+        growers.append(one)
+        assert one.stdout is not None
+        assert one.stdout.readline() == b"R\n"
+        return one
+
+    yield make
+    for one in growers:
+        one.kill()
+        one.wait()
+        for stream in (one.stdin, one.stdout):
+            assert stream is not None
+            stream.close()
+
+
+def grow(grower: subprocess.Popen[bytes]) -> None:
+    assert grower.stdin is not None
+    grower.stdin.write(b"\n")
+    grower.stdin.flush()
+
+
+def bells(striker: Any) -> int:
+    """How many containers it listens to."""
+    found = 0
+    for entry in Path(f"/proc/{striker.status()['pid']}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            link = str(entry.readlink())
+            found += link == "anon_inode:[eventfd]" or link.endswith("/memory.events")
+    return found
+
+
+def test_who_is_killed_is_reaped_and_the_others_live_on(
+    node: Any, striker: Any, scratch_cgroup: Any, make_grower: Callable[..., Any], alive: Any, until: Any
+) -> None:
+    _limit(scratch_cgroup, 96 * MIB)
+    init = node.container("c1", scratch_cgroup, "--bytes", "8M")
+    grower = make_grower(scratch_cgroup, 32)
+    until(lambda: bells(striker) == 1, "it is not listened to")
+    grow(grower)
+    report = striker.report_of("c1")
+    assert (report.trigger, report.outcome, report.order) == ("oom", Outcome.STRUCK, "follow")
+    assert report.reason == "out of memory: the kernel killed 1 of 2 processes"
+    (victim,) = report.processes
+    assert victim.pid == grower.pid
+    assert victim.fate in (Fate.REAPED, Fate.LOST_RACE, Fate.GONE)  # it had a CPU to itself
+    assert report.signalled_seconds is None
+    assert report.bytes_returned >= 16 * MIB
+    assert grower.wait() == -signal.SIGKILL
+    assert alive(init.pid)
+    # It is in nobody's way: the runtime's kill is another stop
+    node.run("kill", "c1", "9")
+    assert striker.report_of("c1").trigger == "gate:kill"
+
+
+@pytest.mark.parametrize("policy", [{"mode": "off"}, {"mode": "observe"}, {"min_size_bytes": 1 << 30}], ids=str)
+def test_a_policy_that_forbids_it_leaves_it_to_the_kernel(
+    node: Any, striker: Any, scratch_cgroup: Any, make_grower: Callable[..., Any], until: Any, policy: dict[str, Any]
+) -> None:
+    _limit(scratch_cgroup, 64 * MIB)
+    node.container("c1", scratch_cgroup, "--bytes", "8M")
+    grower = make_grower(scratch_cgroup, 16)
+    striker.policy(**policy)
+    until(lambda: bells(striker) == 1, "it is not listened to")
+    grow(grower)
+    assert grower.wait() == -signal.SIGKILL
+    node.run("state", "c1")
+    assert striker.status()["active"] == 0
+    assert striker.reports() == []
+
+
+def test_a_container_that_goes_is_listened_to_no_more(
+    node: Any, striker: Any, make_cgroup_v1: Callable[[], Any], until: Callable[..., None]
+) -> None:
+    cgroups = [make_cgroup_v1() for _ in range(3)]
+    processes = [node.container(f"c{number}", cgroup) for number, cgroup in enumerate(cgroups)]
+    until(lambda: bells(striker) == 3, "they are not listened to")
+    for process, cgroup in zip(processes, cgroups, strict=True):
+        process.kill()
+        process.wait()
+        for directory in cgroup.directories.values():
+            directory.rmdir()
+    until(lambda: bells(striker) == 0, "they are still listened to")
+    assert striker.reports() == []
