@@ -10,6 +10,7 @@ from typing import Any
 
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
 
 __all__ = ["NAMESPACE", "Pods", "hog_pod", "kubectl", "template", "wait_for"]
 
@@ -57,13 +58,25 @@ def kubectl(*arguments: str) -> str:
 
 
 def wait_for(what: str, condition: Callable[[], Any], seconds: float = 120) -> Any:
-    """The first true value of the condition; fails with ``what`` if none comes."""
+    """The first true value of the condition; fails with ``what`` if none comes.
+
+    Most conditions ask the API server, which shares the node's one CPU: one that it doesn't answer is asked again.
+    """
     deadline = time.monotonic() + seconds
-    while not (value := condition()):
+    while True:
+        trouble = ""
+        try:
+            if value := condition():
+                return value
+        except HTTPError as problem:
+            trouble = f" ({problem})"
+        except ApiException as problem:
+            if problem.status < 500:
+                raise
+            trouble = f" ({problem.reason})"
         if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {seconds:g} s: {what}")
-        time.sleep(0.5)  # most conditions ask the API server, which shares the node's one CPU
-    return value
+            raise TimeoutError(f"not within {seconds:g} s: {what}{trouble}")
+        time.sleep(0.5)
 
 
 class Pods:
@@ -125,13 +138,17 @@ class Pods:
         """Undo and delete what was made, and wait until it is gone."""
         self._undo.close()
         for name in self._made:
-            try:
-                self.api.delete_namespaced_pod(name, NAMESPACE, grace_period_seconds=0)
-            except ApiException as answer:
-                if answer.status != 404:
-                    raise
+            wait_for(f"pod {name} can be deleted", lambda name=name: self._deleted(name))
         for name in self._made:
             wait_for(f"pod {name} is gone", lambda name=name: self.get(name) is None)
+
+    def _deleted(self, name: str) -> bool:
+        try:
+            self.delete(name, 0)
+        except ApiException as answer:
+            if answer.status != 404:
+                raise
+        return True
 
     def _service_account(self) -> bool:
         try:
