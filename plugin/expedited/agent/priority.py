@@ -1,7 +1,7 @@
 """The agent before everybody's work on the CPUs: the runtime waits for each answer of an NRI plugin, and drops one that is late.
 
 A weight does not do it. Beside busy pods a share of 10m is 1% of a core, and an answer took 0.15 s there at the median and
-more than a second at worst; from a real-time process it takes 0.3 ms (docs/decisions/0011-the-agents-share.md).
+more than a second at worst; from a real-time process it takes 0.3 ms (docs/decisions/0012-the-agents-share.md).
 """
 
 from __future__ import annotations
