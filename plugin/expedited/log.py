@@ -71,6 +71,7 @@ def log_stop(stop: Stop) -> None:
     facts: dict[str, Any] = {
         "id": report.container_id,
         "mode": report.mode,
+        "trigger": report.trigger,
         "outcome": report.outcome.value,
         "reason": report.reason,
         "bytes_returned": report.bytes_returned,

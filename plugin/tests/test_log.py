@@ -136,6 +136,7 @@ def test_a_stop_is_one_line_with_its_figures() -> None:
         "stop": 4,
         "id": "c1",
         "mode": "strike",
+        "trigger": "gate:kill",
         "outcome": "struck",
         "bytes_returned": 1000,
         "memory_back_seconds": 0.02,
