@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -214,16 +215,18 @@ def test_page_cache(scene: Scene, mode: str) -> None:
         assert left < 0.1 * MAPPED
 
 
-def test_an_oom_kill_is_left_alone(scene: Scene) -> None:
-    """The kernel kills in a container that is over its limit; the pod goes on, and nobody else is touched."""
-    pod = hog_pod("limited", "--bytes", "400M", limits={"memory": "200Mi"}, restartPolicy="OnFailure", mode="strike")
+def test_an_oom_kill(scene: Scene) -> None:
+    """The kernel kills in a container over its limit: its victim is reaped, the pod goes on, nobody else is touched."""
+    began = time.time()
     scene.pods.make(hog_pod("beside", "--bytes", "50M", mode="strike"))
     scene.pods.ready("beside")
-    scene.pods.make(pod)
+    limit = {"memory": "200Mi"}
+    scene.pods.make(hog_pod("limited", "--bytes", "400M", limits=limit, restartPolicy="OnFailure", mode="strike"))
     status = wait_for("it was killed", lambda: _ended(scene.pods.get("limited")), 180)
     assert (status.reason, status.exit_code) == ("OOMKilled", 137)
-    stop = last_stop(scene.api, "limited")
-    assert stop is None or stop["outcome"] != "struck"
+    stop = wait_for("the agent wrote of it", lambda: last_stop(scene.api, "limited", since_seconds=began), 60)
+    assert (stop["trigger"], stop["outcome"]) == ("oom", "struck")
+    wait_for("it is started again", lambda: scene.pods.get("limited").status.container_statuses[0].restart_count, 120)
     assert scene.pods.get("beside").status.container_statuses[0].restart_count == 0
 
 
