@@ -22,9 +22,9 @@ from expedited.teardown.roster import Roster, Victim
 __all__ = ["reap_dying"]
 
 _REAPERS = 2
-#: How long a kill may take after it was announced: version 1 tells of it first, and then whoever wanted the memory, and may
-#: have next to no CPU, chooses the victim. Seen: 1.4 s.
-_KILL_SECONDS = 5.0
+#: How long a kill may take after it was announced, by cgroup version. Version 1 tells of it first, and then whoever wanted the
+#: memory, and may have next to no CPU, chooses the victim: seen after 1.4 s. Version 2 tells when it has killed.
+_KILL_SECONDS = {1: 5.0, 2: 0.1}
 #: Where all are killed (memory.oom.group), they are within this of each other.
 _APART_SECONDS = 0.1
 # Who is killed runs on, for some microseconds on a CPU of its own, and lets go of its mm: then nobody can reap it. But asking
@@ -76,6 +76,7 @@ class _Hunt:
         self._watch = watch
         self._policy = policy
         self._started = started
+        self._kill_by = started + _KILL_SECONDS[roster.cgroup.version]
         self._started_at = time.time() - (time.monotonic() - started)
         self._flags = KEEP_FILE if policy.page_cache is not PageCache.DROP and mrelease_support().keep_file else 0
         # Asked in turns by all reapers; whoever is being reaped is in nobody's turn
@@ -120,7 +121,7 @@ class _Hunt:
                 return
 
     def _over(self) -> bool:
-        since = max(self._started + _KILL_SECONDS if not self.dead else 0.0, self._last_at + _APART_SECONDS)
+        since = max(self._kill_by if not self.dead else 0.0, self._last_at + _APART_SECONDS)
         return not self._waiting or time.monotonic() > since
 
     def _now(self) -> float:
