@@ -18,7 +18,7 @@ from expedited.teardown.report import Fate, Outcome
 MIB = 1 << 20
 _GROWS = """
 import sys
-block = bytearray(b"x" * (int(sys.argv[1]) << 20))
+block = bytearray(b"x") * (int(sys.argv[1]) << 20)
 print("R", flush=True)
 sys.stdin.readline()
 more = []
@@ -45,9 +45,7 @@ def starve() -> Iterator[Callable[[Any], None]]:
             (cgroup.directories["unified"] / "cpu.weight").write_text("1")
         else:
             (cgroup.directories["cpu"] / "cpu.shares").write_text("2")
-        loops.extend(
-            subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))
-        )
+        loops.extend(subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1))
 
     yield starve
     for loop in loops:
@@ -100,9 +98,9 @@ def bells(striker: Any) -> int:
 def test_who_is_killed_is_reaped_and_the_others_live_on(
     node: Any, striker: Any, scratch_cgroup: Any, make_grower: Callable[..., Any], starve: Any, alive: Any, until: Any
 ) -> None:
-    _limit(scratch_cgroup, 96 * MIB)
+    _limit(scratch_cgroup, 72 * MIB)
     init = node.container("c1", scratch_cgroup, "--bytes", "8M")
-    grower = make_grower(scratch_cgroup, 32)
+    grower = make_grower(scratch_cgroup, 48)  # what is left to the limit it has to grow with next to no CPU
     until(lambda: bells(striker) == 1, "it is not listened to")
     starve(scratch_cgroup)
     grow(grower)
