@@ -56,8 +56,9 @@ def test_a_failed_liveness_probe(scene: Scene, mode: str) -> None:
     # The kernel accepts for us until it is closed, however busy we are
     with socket.create_server(("", 0), backlog=1024) as health:
         pod = hog_pod(name, "--bytes", "1G", "--ignore-term", mode=mode, restartPolicy="Always")
+        port = health.getsockname()[1]
         pod["spec"]["containers"][0]["livenessProbe"] = {
-            "tcpSocket": {"host": scene.node.gateway(), "port": health.getsockname()[1]},
+            "tcpSocket": {"host": scene.node.gateway(), "port": port},
             "periodSeconds": 5,
             "timeoutSeconds": 4,
             "failureThreshold": 2,
@@ -67,7 +68,8 @@ def test_a_failed_liveness_probe(scene: Scene, mode: str) -> None:
         scene.pods.ready(name, seconds=300)
         burners(scene.pods)
         ending = follow(scene.node, [scene.cgroup(scene.pods.get(name))], health.close)
-    restarted = wait_for("it is started again", lambda: _restarted(scene.pods.get(name)), 120)
+    with socket.create_server(("", port), backlog=1024):  # or it is ended again at once
+        restarted = wait_for("it is started again", lambda: _restarted(scene.pods.get(name)), 120)
     assert restarted.last_state.terminated.exit_code == 137
     assert scene.told("probe-restart", mode, name, ending).ok
 
