@@ -24,6 +24,10 @@ import pytest
 # Before gRPC is loaded: its fork handlers and a `preexec_fn` don't get on, and no child of a test's process calls it
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
+# A shell starts what is to run in the background with SIGINT ignored, and so would all be that the tests start
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 from expedited.api.client import ApiClient
 from expedited.cli import main
 from expedited.demo.cri import ContainerSpec, Pod, PodSpec

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import pytest
 from expedited.teardown.report import Fate, Outcome
 
 MIB = 1 << 20
+#: On a machine that is busy itself the kernel's kill may come later than anybody waits for it: then there is no report.
+_TRIES = 4
 _GROWS = """
 import sys
 block = bytearray(b"x") * (int(sys.argv[1]) << 20)
@@ -35,22 +37,22 @@ def _limit(cgroup: Any, size: int) -> None:
     (directory / name).write_text(str(size))
 
 
-@pytest.fixture
-def starve() -> Iterator[Callable[[Any], None]]:
-    """``starve(cgroup)``: it gets next to no CPU, as busy loops take it all; who is killed in it can't exit at once."""
-    loops: list[subprocess.Popen[bytes]] = []
-
-    def starve(cgroup: Any) -> None:
-        if cgroup.version == 2:
-            (cgroup.directories["unified"] / "cpu.weight").write_text("1")
-        else:
-            (cgroup.directories["cpu"] / "cpu.shares").write_text("2")
-        loops.extend(subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1))
-
-    yield starve
-    for loop in loops:
-        loop.kill()
-        loop.wait()
+@contextmanager
+def starved(cgroup: Any) -> Iterator[None]:
+    """It gets next to no CPU, as busy loops take it all: who is killed in it can't exit at once."""
+    name, place, least, usual = (
+        ("cpu.weight", "unified", "1", "100") if cgroup.version == 2 else ("cpu.shares", "cpu", "2", "1024")
+    )
+    weight = cgroup.directories[place] / name
+    weight.write_text(least)
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+        weight.write_text(usual)
 
 
 @pytest.fixture
@@ -96,29 +98,36 @@ def bells(striker: Any) -> int:
 
 
 def test_who_is_killed_is_reaped_and_the_others_live_on(
-    node: Any, striker: Any, scratch_cgroup: Any, make_grower: Callable[..., Any], starve: Any, alive: Any, until: Any
+    node: Any, striker: Any, scratch_cgroup: Any, make_grower: Callable[..., Any], alive: Any, until: Any
 ) -> None:
     _limit(scratch_cgroup, 72 * MIB)
     init = node.container("c1", scratch_cgroup, "--bytes", "8M")
-    grower = make_grower(scratch_cgroup, 48)  # what is left to the limit it has to grow with next to no CPU
     until(lambda: bells(striker) == 1, "it is not listened to")
-    starve(scratch_cgroup)
-    grow(grower)
-    if scratch_cgroup.version == 1:
+    growers = []
+    for _ in range(_TRIES if scratch_cgroup.version == 1 else 1):
+        growers.append(make_grower(scratch_cgroup, 48))
+        with starved(scratch_cgroup):
+            grow(growers[-1])
+            assert growers[-1].wait() == -signal.SIGKILL
+        until(lambda: striker.status()["active"] == 0, "the strike does not end")
+        if striker.reports():
+            break
+    if (
+        scratch_cgroup.version == 1
+    ):  # version 2 tells late: there may be nobody left to reap, and then nothing to report
         report = striker.report_of("c1")
         assert (report.trigger, report.outcome, report.order) == ("oom", Outcome.STRUCK, "follow")
         assert report.reason == "out of memory: the kernel killed 1 of 2 processes"
         (victim,) = report.processes
-        assert victim.pid == grower.pid
+        assert victim.pid == growers[-1].pid
         assert victim.fate in (Fate.REAPED, Fate.LOST_RACE, Fate.GONE)  # the race can be lost
         assert report.signalled_seconds is None
         assert report.bytes_returned >= 16 * MIB
-    assert grower.wait() == -signal.SIGKILL
     assert alive(init.pid)
     # It is in nobody's way: the runtime's kill is another stop
     node.run("kill", "c1", "9")
     triggers = [striker.report_of("c1").trigger]
-    if triggers == ["oom"]:  # version 2 tells late: there may be nobody left to reap, and then nothing to report
+    if triggers == ["oom"]:
         triggers.append(striker.report_of("c1").trigger)
     assert triggers[-1] == "gate:kill"
 
