@@ -275,14 +275,21 @@ def test_annotations_hold_from_the_first_stop_on(
         containerd.cri.stop_container(hog.id, 0)
         both.append(stop_of(agent, hog.id))
     assert [(stop["mode"], stop["outcome"]) for stop in both] == [("compare", "struck"), ("compare", "observed")]
-    hog = make_container("--bytes", "16M", "--file", "/tmp/f", "--map", "8M", pod=kept)
-    known = wait_known(agent, hog.id)[hog.id]
-    assert (known.policy.page_cache, known.policy.boost, known.policy.mode) == ("drop", False, "strike")
-    containerd.cri.stop_container(hog.id, 0)
-    stop_of(agent, hog.id)
-    (stop,) = agent.json("stops", hog.id)
-    assert (stop["outcome"], stop["boosted"]) == ("struck", [])
-    assert stop["page_cache_dropped_bytes"] >= 4 << 20
+    dropped = []
+    for _ in range(
+        3
+    ):  # on a busy machine the runtime may be the first to remove the cgroup, and there is nothing to drop then
+        hog = make_container("--bytes", "16M", "--file", "/tmp/f", "--map", "8M", pod=kept)
+        known = wait_known(agent, hog.id)[hog.id]
+        assert (known.policy.page_cache, known.policy.boost, known.policy.mode) == ("drop", False, "strike")
+        containerd.cri.stop_container(hog.id, 0)
+        stop_of(agent, hog.id)
+        (stop,) = agent.json("stops", hog.id)
+        assert (stop["outcome"], stop["boosted"]) == ("struck", [])
+        dropped.append(stop["page_cache_dropped_bytes"])
+        if dropped[-1]:
+            break
+    assert dropped[-1] >= 4 << 20
 
 
 def test_with_nri_the_policy_is_there_before_the_container_runs(
