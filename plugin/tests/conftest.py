@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -216,6 +216,21 @@ def scratch_cgroup(request: pytest.FixtureRequest) -> ScratchCgroup:
     """One scratch cgroup: the test is there once for each version that is mounted here."""
     make: Callable[[], ScratchCgroup] = request.getfixturevalue(f"make_cgroup_v{request.param}")
     return make()
+
+
+@pytest.fixture
+def bells() -> Callable[[Any], int]:
+    """``bells(striker) -> int``: to how many cgroups a striker listens for an OOM kill."""
+
+    def bells(striker: Any) -> int:
+        found = 0
+        for entry in Path(f"/proc/{striker.status()['pid']}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                link = str(entry.readlink())
+                found += link == "anon_inode:[eventfd]" or link.endswith("/memory.events")
+        return found
+
+    return bells
 
 
 class AgentProcess:

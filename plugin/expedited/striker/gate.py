@@ -17,7 +17,8 @@ from expedited.striker import fanotify
 from expedited.striker.argv import Command, parse
 from expedited.striker.fanotify import FAN_OPEN_EXEC_PERM, Event
 from expedited.striker.roots import Roots
-from expedited.striker.source import ROUND_SECONDS, Kill, Source, read_cmdline
+from expedited.striker.source import ROUND_SECONDS, Kill, Source
+from expedited.teardown.proc import read_proc
 
 __all__ = ["Gate", "Hold"]
 
@@ -115,7 +116,7 @@ class Gate(Source):
                 counters.executions += 1
                 self._drain()
             elif event.pid != self._own_pid:
-                cmdline = read_cmdline(event.pid)
+                cmdline = read_proc(event.pid, "cmdline")
                 command = parse(cmdline)
                 if command is not None and (event.pidfd < 0 or _is_alive(event.pidfd)):
                     counters.kills += 1

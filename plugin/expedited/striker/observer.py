@@ -15,7 +15,8 @@ from expedited.striker.container import open_state
 from expedited.striker.log import Log
 from expedited.striker.proc_connector import ProcConnector
 from expedited.striker.roots import Roots
-from expedited.striker.source import Kill, Source, read_cmdline
+from expedited.striker.source import Kill, Source
+from expedited.teardown.proc import read_proc
 
 __all__ = ["Observer"]
 
@@ -50,7 +51,8 @@ class Observer(Source):
         try:
             for pid in self._connector.executions():
                 self.counters.events += 1
-                cmdline = read_cmdline(pid)  # of who has ended meanwhile, or whose number is another's by now: no kill
+                # Of who has ended meanwhile, or whose number is another's by now: no kill
+                cmdline = read_proc(pid, "cmdline")
                 command = parse(cmdline)
                 if command is not None:
                     self._kill(command, root_of(cmdline))

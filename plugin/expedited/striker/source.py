@@ -15,7 +15,7 @@ from expedited.striker.argv import Command
 from expedited.striker.latency import Latencies
 from expedited.striker.roots import Roots
 
-__all__ = ["ROUND_SECONDS", "Counters", "Kill", "Source", "read_cmdline"]
+__all__ = ["ROUND_SECONDS", "Counters", "Kill", "Source"]
 
 #: The longest time between two beats.
 ROUND_SECONDS = 0.2
@@ -136,17 +136,3 @@ class Source(ABC):
     def _drain(self) -> None:
         for directory in self._roots.drain():
             self._on_deleted(directory)
-
-
-def read_cmdline(pid: int) -> bytes:
-    """/proc/PID/cmdline, its first 4 KiB; empty where there is no such process any more."""
-    try:
-        descriptor = os.open(f"/proc/{pid}/cmdline", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return b""
-    try:
-        return os.read(descriptor, 4096)
-    except OSError:
-        return b""
-    finally:
-        os.close(descriptor)

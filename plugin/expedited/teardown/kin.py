@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 from collections.abc import Container, Iterator
 
+from expedited.teardown.proc import read_proc
+
 __all__ = ["may_share_outside"]
 
 #: Threads whose children are looked at; more would delay the kill by more than a millisecond.
@@ -35,7 +37,7 @@ def may_share_outside(pid: int, members: Container[int]) -> bool:
 
 def _stat(pid: int) -> tuple[int, int] | None:
     """Parent and size of the address space in bytes: fields 4 and 23 of proc_pid_stat(5)."""
-    text = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    text = read_proc(pid, "stat").rpartition(b")")[2].split()
     return (int(text[1]), int(text[20])) if len(text) > 20 else None
 
 
@@ -46,17 +48,4 @@ def _children(pid: int) -> Iterator[int]:
     except OSError:
         return
     for tid in tids:
-        yield from map(int, _read(f"/proc/{pid}/task/{tid}/children").split())
-
-
-def _read(path: str) -> bytes:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return b""
-    try:
-        return os.read(descriptor, 4096)
-    except OSError:
-        return b""
-    finally:
-        os.close(descriptor)
+        yield from map(int, read_proc(pid, f"task/{tid}/children").split())

@@ -26,17 +26,11 @@ _GROWS = "grown = []\nwhile True: grown.append(bytearray(b'x' * (1 << 20)))"
 _TRIES = 5
 
 
-def listened_to(striker: Any) -> int:
-    found = 0
-    for entry in Path(f"/proc/{striker.status()['pid']}/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed meanwhile
-            link = str(entry.readlink())
-            found += link == "anon_inode:[eventfd]" or link.endswith("/memory.events")
-    return found
-
-
 def test_a_container_killed_by_the_kernel_is_reaped_and_reported(
-    containerd: PrivateContainerd, striker: Any, make_container: Callable[..., Any]
+    containerd: PrivateContainerd,
+    striker: Any,
+    make_container: Callable[..., Any],
+    bells: Callable[[Any], int],
 ) -> None:
     spec = ContainerSpec(HOG_IMAGE, ("/hog", "--bytes", "64M"), memory_limit_bytes=128 * MIB)
     report = None
@@ -44,7 +38,7 @@ def test_a_container_killed_by_the_kernel_is_reaped_and_reported(
         hog = make_container(spec=replace(spec, name=f"hog-{secrets.token_hex(3)}"))
         containerd.cri.wait_for_output(hog.id, "READY")
         striker.wait_gated(hog.id)
-        while listened_to(striker) < number + 2:  # the sandboxes are the others
+        while bells(striker) < number + 2:  # the sandboxes are the others
             assert striker.process.poll() is None
         Path(f"/proc/{hog.pid}/oom_score_adj").write_text("1000")  # whom the kernel takes first
         members = Path(str(Cgroup.of_process(hog.pid).memory_dir)) / "cgroup.procs"

@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ import pytest
 from expedited.teardown.report import Fate, Outcome
 
 MIB = 1 << 20
+Bells = Callable[[Any], int]
 #: On a machine that is busy itself the kernel's kill may come later than anybody waits for it: then there is no report.
 _TRIES = 4
 _GROWS = """
@@ -87,18 +87,8 @@ def grow(grower: subprocess.Popen[bytes]) -> None:
     grower.stdin.flush()
 
 
-def bells(striker: Any) -> int:
-    """How many containers it listens to."""
-    found = 0
-    for entry in Path(f"/proc/{striker.status()['pid']}/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed meanwhile
-            link = str(entry.readlink())
-            found += link == "anon_inode:[eventfd]" or link.endswith("/memory.events")
-    return found
-
-
 def test_who_is_killed_is_reaped_and_the_others_live_on(
-    node: Any, striker: Any, scratch_cgroup: Any, make_grower: Callable[..., Any], alive: Any, until: Any
+    node: Any, striker: Any, scratch_cgroup: Any, make_grower: Callable[..., Any], bells: Bells, alive: Any, until: Any
 ) -> None:
     _limit(scratch_cgroup, 72 * MIB)
     init = node.container("c1", scratch_cgroup, "--bytes", "8M")
@@ -134,7 +124,13 @@ def test_who_is_killed_is_reaped_and_the_others_live_on(
 
 @pytest.mark.parametrize("policy", [{"mode": "off"}, {"mode": "observe"}, {"min_size_bytes": 1 << 30}], ids=str)
 def test_a_policy_that_forbids_it_leaves_it_to_the_kernel(
-    node: Any, striker: Any, scratch_cgroup: Any, make_grower: Callable[..., Any], until: Any, policy: dict[str, Any]
+    node: Any,
+    striker: Any,
+    scratch_cgroup: Any,
+    make_grower: Callable[..., Any],
+    bells: Bells,
+    until: Any,
+    policy: dict[str, Any],
 ) -> None:
     _limit(scratch_cgroup, 64 * MIB)
     node.container("c1", scratch_cgroup, "--bytes", "8M")
@@ -149,7 +145,7 @@ def test_a_policy_that_forbids_it_leaves_it_to_the_kernel(
 
 
 def test_a_container_that_goes_is_listened_to_no_more(
-    node: Any, striker: Any, make_cgroup_v1: Callable[[], Any], until: Callable[..., None]
+    node: Any, striker: Any, make_cgroup_v1: Callable[[], Any], bells: Bells, until: Callable[..., None]
 ) -> None:
     cgroups = [make_cgroup_v1() for _ in range(3)]
     processes = [node.container(f"c{number}", cgroup) for number, cgroup in enumerate(cgroups)]
