@@ -72,11 +72,11 @@ int main(int count, char **arguments)
 
 	state[length > 0 ? length : 0] = 0;
 	found = strstr(state, "\"init_process_pid\":");
-	if (getenv("RUNC_IDLE") || !found)
-		return 0;
 	if (getenv("RUNC_SLOW"))
 		while (read(0, path, sizeof(path)) > 0)
 			;
+	if (getenv("RUNC_IDLE") || !found)
+		return 0;
 	if (!strcmp(verb, "kill") && kill(atoi(found + 19), number_of(name))) {
 		fprintf(stderr, "runc: container not running\n");
 		return 1;

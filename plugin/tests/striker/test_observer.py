@@ -60,8 +60,9 @@ def test_it_signals_nobody_whatever_the_policy_says(
     """A command line is no proof, as it is no proof at the gate; there the state file is opened, too."""
     process = node.container("c1", scratch_cgroup, "--bytes", "8M", "--children", "2")
     observing.policy(**policy, deadline_seconds=0.5)
-    node.run("kill", "c1", "9", idle=True)
+    runtime = node.begin("kill", "c1", "9", idle=True, slow=True)  # one that has ended can't be seen
     report = observing.report_of("c1")
+    runtime.communicate()
     assert (report.outcome, report.reason) == (Outcome.SKIPPED, "the runtime's own SIGKILL did not come")
     assert alive(process.pid)
     assert len(scratch_cgroup.pids()) == 3
