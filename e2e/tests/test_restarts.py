@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 from agent import NAMESPACE as AGENTS
@@ -18,9 +17,12 @@ from node import NODE, Node
 from pods import NAMESPACE, Pods, hog_pod, kubectl, wait_for
 from urllib3.exceptions import HTTPError
 
+from expedited.demo.leftovers import processes_naming
+
 VICTIMS = 6
 GRACE = 4
 MANIFESTS = "/etc/kubernetes/manifests"
+ASIDE = "/etc/kubernetes/kube-apiserver.yaml"
 
 
 @pytest.fixture
@@ -53,10 +55,10 @@ def test_one_of_its_processes_crashes(
     who: str, victims: list[str], pods: Pods, api: client.CoreV1Api, node: Node, record: Record
 ) -> None:
     """SIGKILL for the agent or its striker, while pods are in their grace."""
-    began = time.time()
-    for name in victims:
-        pods.delete(name, GRACE)
-    for pid in _processes(f"-m\0expedited.{who}\0"):
+    began = _delete(victims, pods)
+    running = processes_naming(f"expedited.{who}")  # the node's processes are this machine's
+    assert running
+    for pid in running:
         os.kill(pid, signal.SIGKILL)
     _all_went(victims, pods, api, node, began)
     _strikes_again(pods, api, record, f"{who}-crash")
@@ -67,9 +69,7 @@ def test_a_service_of_the_node_restarts(
     unit: str, victims: list[str], pods: Pods, api: client.CoreV1Api, node: Node, record: Record
 ) -> None:
     """While pods are in their grace."""
-    began = time.time()
-    for name in victims:
-        pods.delete(name, GRACE)
+    began = _delete(victims, pods)
     node.run("systemctl", "restart", unit)
     _all_went(victims, pods, api, node, began)
     _strikes_again(pods, api, record, f"{unit}-restart")
@@ -85,13 +85,13 @@ def test_the_api_server_is_down(pods: Pods, api: client.CoreV1Api, node: Node, r
     pods.afterwards(lambda: node.run("rm", "-f", f"{MANIFESTS}/{name}.yaml"))
     mirror = f"{name}-{NODE}"
     pods.ready(mirror)
-    node.run("mv", f"{MANIFESTS}/kube-apiserver.yaml", "/root/")
+    node.run("mv", f"{MANIFESTS}/kube-apiserver.yaml", ASIDE)
     try:
         wait_for("the API server is down", lambda: not _answers(api), 120)
         node.run("rm", f"{MANIFESTS}/{name}.yaml")
         stop = wait_for("it is struck all the same", lambda: in_log(_log(node), mirror, since_seconds=began), 120)
     finally:
-        node.run("mv", "/root/kube-apiserver.yaml", f"{MANIFESTS}/")
+        node.run("mv", ASIDE, f"{MANIFESTS}/kube-apiserver.yaml")
         wait_for("the API server is back", lambda: _answers(api), 300)
     assert stop["outcome"] == "struck"
     chosen = f"involvedObject.name={mirror},reason=MemoryReturned"
@@ -102,6 +102,14 @@ def test_the_api_server_is_down(pods: Pods, api: client.CoreV1Api, node: Node, r
 
 def _agent_is_ready(api: client.CoreV1Api) -> None:
     wait_for("the agent is ready", lambda: len(agents(api)) == 1, 300)
+
+
+def _delete(victims: list[str], pods: Pods) -> float:
+    """All at once; when that began."""
+    began = time.time()
+    for name in victims:
+        pods.delete(name, GRACE)
+    return began
 
 
 def _all_went(victims: list[str], pods: Pods, api: client.CoreV1Api, node: Node, began: float) -> None:
@@ -130,21 +138,6 @@ def _strikes_again(pods: Pods, api: client.CoreV1Api, record: Record, case: str)
     stop = wait_for("the agent wrote of it", lambda: last_stop(api, name, since_seconds=began), 120)
     record.survived(case, stop["outcome"], stop["outcome"] == "struck")
     assert stop["outcome"] == "struck", stop
-
-
-def _processes(words: str) -> list[int]:
-    """Processes with these words in their command line; the node's are ours too."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                command = (entry / "cmdline").read_text(errors="replace")
-            except OSError:
-                continue
-            if words in command:
-                found.append(int(entry.name))
-    assert found, f"no process has {words!r} in its command line"
-    return found
 
 
 def _answers(api: client.CoreV1Api) -> bool:
