@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from expedited import __version__, log
 from expedited.agent.cluster import link_to_kubernetes
 from expedited.agent.pod_cache import PodCache
 from expedited.agent.processes import give_back, measure
+from expedited.agent.reports import Reports
 from expedited.agent.sources import ContainerdSource, NriSource
 from expedited.agent.stops import StopLog
 from expedited.agent.striker import StrikerKeeper
@@ -43,9 +44,10 @@ if TYPE_CHECKING:  # loaded only where they are wanted: each costs memory
 __all__ = ["Agent", "run"]
 
 _STATUS_SECONDS = 5.0
-_NAMES_SECONDS = 2.0
 #: A strike answers at its own deadline; the answer then still has to come.
 _ANSWER_SLACK_SECONDS = 5.0
+#: How long a pod's sandbox is left alone until the runtime has taken note of its containers' ends.
+_NOTED_SECONDS = 2.0
 
 _log = structlog.get_logger(__name__)
 
@@ -77,6 +79,7 @@ class Agent:
         self._pod_cache = PodCache(self._pod_cache_dropped)
         self._inventory = Inventory(settings, self._policies_changed)
         self._striker = StrikerKeeper(settings, connected=self._striker_connected, heard=self._striker_said)
+        self._reports = Reports(self._striker, self._take_report)
         self._nri = NriSource(
             self._inventory,
             settings.cri_namespace,
@@ -88,8 +91,6 @@ class Agent:
         self._listed: asyncio.Event | None = None  # by containerd, for the first time
         self._kubernetes: KubernetesLink | None = None
         self._gate: dict[str, Any] = {}  # the striker's last status
-        self._heard_up_to = (0.0, 0)  # which striker (its start), and the number of its last report
-        self._news: list[dict[str, Any]] | None = None  # reports that came while older ones are being asked for
         self._metrics: Metrics | None = None
         self._stopping: dict[str, float] = {}  # since when (the epoch's seconds), by container
         self._closing = asyncio.Event()  # the gate is to end, with the agent or before it
@@ -206,38 +207,13 @@ class Agent:
         self._striker.tell_policies(self._inventory.policies(), default=self._settings.policy)
         for uid in self._kubernetes.leaving if self._kubernetes is not None else ():
             self._pod_leaves(uid, "told to another striker before")
-        self._news = []
-        self._do(self._catch_up(float(status["started_at"])))
-
-    async def _catch_up(self, started_at: float) -> None:
-        """The reports that a striker made while nobody listened, then those that it made meanwhile."""
-        before, number = self._heard_up_to
-        after = number if before == started_at else 0
-        self._heard_up_to = (started_at, after)
-        try:
-            if not before and self._listed is not None:
-                # Or the reports that our predecessor missed would be of containers whose names nobody knows yet
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._listed.wait(), _NAMES_SECONDS)
-            more = True
-            while more:
-                answer = await self._striker.ask("reports", after=after)
-                for report in answer["reports"]:
-                    self._take_report(report)
-                    after = int(report["number"])
-                more = answer["more"]
-        finally:
-            news, self._news = self._news or [], None
-            for report in news:
-                self._take_report(report)
+        self._reports.connected()
+        self._do(self._reports.catch_up(float(status["started_at"]), self._listed))
 
     def _striker_said(self, message: dict[str, Any]) -> None:
         match message["is"]:
             case "report":
-                if self._news is None:
-                    self._take_report(message["report"])
-                else:
-                    self._news.append(message["report"])
+                self._reports.came(message["report"])
             case "stop_began":
                 self._stopping.setdefault(message["id"], time.time())
                 container = self._inventory.get(message["id"])
@@ -245,12 +221,8 @@ class Agent:
             case "refused":
                 _log.error("the striker refused what the agent told it", why=message["why"])
 
-    def _take_report(self, data: dict[str, Any]) -> None:
-        striker, number = self._heard_up_to
-        if int(data["number"]) <= number:
-            return  # came twice: as news, and in what was asked for after a new connection
-        self._heard_up_to = (striker, int(data["number"]))
-        stop = self._stop_of(Report.from_json(data))
+    def _take_report(self, report: Report) -> None:
+        stop = self._stop_of(report)
         self._stopping.pop(stop.report.container_id, None)
         self._stops.add(stop)
         log.log_stop(stop)
@@ -294,9 +266,20 @@ class Agent:
         members = [known for known in self._inventory.by_pod(target.pod) if known.seen.state is not State.STOPPED]
         containers = [known.id for known in members if not known.sandbox]
         stops = list(await asyncio.gather(*(self._strike_one(overrides, id=each) for each in containers)))
-        # The sandbox holds the pod's namespaces: it goes when nobody is left in them
+        # The sandbox holds the pod's namespaces: it goes when nobody is left in them. With it goes the shim that serves
+        # them all, and a runtime that has not taken note of their ends until then fails the stop of the pod.
         sandboxes = [known.id for known in members if known.sandbox]
+        if sandboxes:
+            await self._wait_noted(containers)
         return stops + [await self._strike_one(overrides, id=each) for each in sandboxes]
+
+    async def _wait_noted(self, ids: Sequence[str]) -> None:
+        give_up_at = time.monotonic() + _NOTED_SECONDS
+        while time.monotonic() < give_up_at:
+            left = [known for known in map(self._inventory.get, ids) if known and known.seen.state is not State.STOPPED]
+            if not left:
+                return
+            await asyncio.sleep(0.02)
 
     async def _strike_one(self, overrides: dict[str, Any], **target: str) -> Stop:
         deadline = overrides.get("deadline_seconds", self._settings.policy.deadline_seconds)

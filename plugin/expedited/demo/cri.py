@@ -36,6 +36,7 @@ __all__ = [
 _T = TypeVar("_T")
 # containerd allows itself 16 MiB a message; Python's default is 4
 _MAX_MESSAGE_BYTES = 16 << 20
+_TRY_AGAIN_SECONDS = (0.1, 0.5, 2.0)
 
 
 class CriError(ExpeditedError):
@@ -139,8 +140,20 @@ class CriClient:
         return Pod(answer.pod_sandbox_id, uid, parent, logs, config)
 
     def stop_pod(self, pod_id: str) -> None:
-        """Stop the pod and every container in it, with no grace."""
-        _call("StopPodSandbox", lambda: self._runtime.StopPodSandbox(api.StopPodSandboxRequest(pod_sandbox_id=pod_id)))
+        """Stop the pod and every container in it, with no grace.
+
+        Where all of its processes have just died, containerd may fail this with "ttrpc: closed": their shim has gone
+        before their ends were taken note of. It tries again then, as kubelet does.
+        """
+        request = api.StopPodSandboxRequest(pod_sandbox_id=pod_id)
+        for pause in (*_TRY_AGAIN_SECONDS, None):
+            try:
+                _call("StopPodSandbox", lambda: self._runtime.StopPodSandbox(request))
+                return
+            except CriError as error:
+                if pause is None or "ttrpc: closed" not in str(error):
+                    raise
+                time.sleep(pause)
 
     def remove_pod(self, pod_id: str) -> None:
         """Remove the pod and every container in it, stopping what runs; one that is gone is no error."""
