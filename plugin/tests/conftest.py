@@ -34,7 +34,7 @@ from expedited.demo.cri import ContainerSpec, Pod, PodSpec
 from expedited.demo.daemon import PrivateContainerd
 from expedited.demo.image import HOG_IMAGE, import_workloads
 from expedited.demo.leftovers import remove_cgroups
-from expedited.teardown.cgroup import hierarchies
+from expedited.teardown.hierarchies import hierarchies
 
 _V1_CONTROLLERS = ("memory", "pids", "cpu", "freezer")
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from expedited.errors import ExpeditedError
 from expedited.striker.link import StrikerLink
-from expedited.teardown.cgroup import Cgroup, hierarchies
+from expedited.teardown.cgroup import Cgroup
+from expedited.teardown.hierarchies import hierarchies
 
 __all__ = [
     "Crowd",

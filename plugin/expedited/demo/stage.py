@@ -22,7 +22,7 @@ from expedited.demo.image import HOG_IMAGE, workload_binary
 from expedited.demo.measure import Meter
 from expedited.demo.scenarios import Scenario, Stop
 from expedited.errors import ExpeditedError
-from expedited.teardown.cgroup import hierarchies
+from expedited.teardown.hierarchies import hierarchies
 
 __all__ = ["memory_directory", "pod_for", "run_striker", "stop_once"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from expedited.doctor.child import WAITS, child
 from expedited.doctor.finding import Area, Finding, Level
 from expedited.teardown.boost import DYING_PRIORITY
-from expedited.teardown.cgroup import Hierarchies, hierarchies
+from expedited.teardown.hierarchies import Hierarchies, hierarchies
 
 __all__ = ["look"]
 

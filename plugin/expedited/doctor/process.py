@@ -11,7 +11,8 @@ from pathlib import Path
 
 from expedited.doctor.capabilities import CAP_SYS_NICE, effective
 from expedited.doctor.finding import Area, Finding, Level
-from expedited.teardown.cgroup import Cgroup, hierarchies
+from expedited.teardown.cgroup import Cgroup
+from expedited.teardown.hierarchies import hierarchies
 from expedited.teardown.linux import lock_memory
 
 __all__ = ["look"]

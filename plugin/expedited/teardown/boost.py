@@ -18,7 +18,8 @@ import threading
 import time
 from collections.abc import Iterable
 
-from expedited.teardown.cgroup import Cgroup, hierarchies
+from expedited.teardown.cgroup import Cgroup
+from expedited.teardown.hierarchies import hierarchies
 from expedited.teardown.roster import Victim
 
 __all__ = ["DYING_PRIORITY", "Boost"]

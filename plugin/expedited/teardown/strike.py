@@ -6,32 +6,25 @@ SIGKILL out (about a millisecond), :meth:`Strike.finish` reaps, boosts, sweeps, 
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
 
 from expedited.teardown.boost import Boost
 from expedited.teardown.cgroup import Cgroup, TargetError
-from expedited.teardown.kin import may_share_outside
-from expedited.teardown.linux import KEEP_FILE, REAP_KILL, mrelease_support, realtime
+from expedited.teardown.linux import mrelease_support, realtime
 from expedited.teardown.measure import MemoryWatch
+from expedited.teardown.orders import Killing
 from expedited.teardown.policy import Mode, Order, PageCache, Policy
-from expedited.teardown.reap import STRIKER_PRIORITY, Reapers, kill_and_reap, reap, reap_when_killed
+from expedited.teardown.reap import STRIKER_PRIORITY, Reapers
 from expedited.teardown.report import Fate, Outcome, ProcessReport, Report, Step
 from expedited.teardown.roster import Roster, Victim
 
 __all__ = ["Strike", "strike"]
 
-#: A smaller process frees its memory faster than a reaper is woken for it.
-_WORTH_REAPING_BYTES = 2 << 20
-#: Above this many processes the sizes are not read one by one: that would delay the signals by more than it gains.
-_SIZES_READ_AT_MOST = 64
 #: How long the runtime's own SIGKILL may take to come after it has passed the gate (order follow).
 _FOLLOW_SECONDS = 5.0
 #: Rounds of signalling after which a cgroup that still brings forth processes is held still (version 1's freezer).
 _PATIENT_SWEEPS = 3
-#: How long a kill may wait for a thread of the pool.
-_HAND_OVER_SECONDS = 0.002
 _PROCESSES_REPORTED = 64
 _SWEEPS_REPORTED = 16
 #: How long a report waits for a reaper to say what became of a process that is gone.
@@ -82,8 +75,7 @@ class Strike:
         self._started = time.monotonic() if started is None else started
         self._started_at = time.time() - (time.monotonic() - self._started)
         self._observing = policy.mode is Mode.OBSERVE
-        self._own_reapers = reapers is None and not self._observing
-        self._reapers = Reapers() if self._own_reapers else reapers
+        self._own_reapers: Reapers | None = None
         self._roster = Roster(cgroup) if roster is None else roster
         self._boost = Boost(cgroup)
         self._steps: list[Step] = []
@@ -91,10 +83,24 @@ class Strike:
         self._answered: float | None = None
         self._dropped_bytes = 0
         self._sweeps = 0
-        self._flags = 0
         self._follow_until = float("inf")
         self._skipped = ""
         self._watch = MemoryWatch(cgroup)
+        self._support = mrelease_support()
+        self._killing: Killing | None = None
+        if policy.mode is not Mode.OBSERVE:
+            if reapers is None:
+                reapers = self._own_reapers = Reapers()
+            before = self._watch.before
+            self._killing = Killing(
+                cgroup,
+                self._roster,
+                reapers,
+                init_pid=init_pid,
+                anon_bytes=before.anon_bytes if before is not None else None,
+                support=self._support,
+                keep_file=policy.page_cache is not PageCache.DROP,
+            )
 
     # -- the first part: the signals -----------------------------------------------------------------------------------
 
@@ -120,18 +126,19 @@ class Strike:
             self._skipped = str(error)
             raise
         self._step(f"{len(victims)} processes held by pidfd")
-        if self._observing:
+        if self._killing is None:
             return Outcome.OBSERVED
-        support = mrelease_support()
-        if self.policy.page_cache is not PageCache.DROP and support.keep_file:
-            self._flags = KEEP_FILE
         if self.order is Order.AUTO:
             alone = len(victims) == 1 and victims[0].pid == self._init_pid
-            self.order = Order.FOLLOW if alone and not support.reap_kill else Order.LEAD
+            self.order = Order.FOLLOW if alone and not self._support.reap_kill else Order.LEAD
         if self.order is Order.FOLLOW:
-            self._follow(victims)
+            give_up_at = time.monotonic() + min(_FOLLOW_SECONDS, self.policy.deadline_seconds)
+            if self._support.available:
+                self._follow_until = give_up_at
+            self._killing.follow(victims, give_up_at)
+            self._step("waiting for the runtime's own SIGKILL, to reap at once")
         else:
-            self._lead(victims, REAP_KILL if support.reap_kill else 0, can_reap=support.available)
+            self._lead(self._killing, victims)
         return Outcome.STRUCK
 
     def answered(self) -> None:
@@ -139,83 +146,13 @@ class Strike:
         self._answered = self._now()
         self._step("the runtime's own kill was let through the gate")
 
-    def _lead(self, victims: list[Victim], kill_flag: int, *, can_reap: bool) -> None:
-        """Init first, then the large ones with their reapers back to back, then all the rest at once."""
-        assert self._reapers is not None
-        large = self._by_size(victims) if can_reap else []
-        first, later = large[: self._reapers.count], large[self._reapers.count :]
-        members = self._roster.living
-        alone = {victim for victim in first if kill_flag and not may_share_outside(victim.pid, members)}
-        init = next((victim for victim in victims if victim.pid == self._init_pid), None)
-        if init is not None and init not in first:
-            self._send(init)
-        first.sort(key=lambda victim: victim is not init)
-        for victim in first:
-            flags = self._flags | (kill_flag if victim in alone else 0)
-            self._reapers.submit(lambda victim=victim, flags=flags: kill_and_reap(victim, flags))  # type: ignore[misc]
-            if victim is init:
-                self._until_signalled(victim)
-        for victim in first:
-            self._until_signalled(victim)
-        if not self.cgroup.kill():
-            for victim in victims:
-                if not victim.signalled:
-                    self._send(victim)
-        for victim in victims:
-            victim.signalled = True
+    def _lead(self, killing: Killing, victims: list[Victim]) -> None:
+        large = killing.lead(victims)
         self._signalled = self._now()
         self._step(f"SIGKILL sent to {len(victims)} processes, {len(large)} of them being reaped")
         if self.cgroup.thaw():
             self._step("it was frozen: let go, to die")
-        for victim in later:
-            self._reapers.submit(lambda victim=victim: reap(victim, self._flags))  # type: ignore[misc]
-
-    def _follow(self, victims: list[Victim]) -> None:
-        """Signal nothing: have each reaper ask until the runtime's own SIGKILL is there."""
-        assert self._reapers is not None
-        give_up_at = time.monotonic() + min(_FOLLOW_SECONDS, self.policy.deadline_seconds)
-        if mrelease_support().available:
-            self._follow_until = give_up_at
-
-        def follow(victim: Victim) -> None:
-            reap_when_killed(victim, self._flags, give_up_at=give_up_at)
-            victim.signalled = victim.fate is not None
-
-        for victim in self._by_size(victims) or victims[:1]:
-            self._reapers.submit(lambda victim=victim: follow(victim))  # type: ignore[misc]
-        self._step("waiting for the runtime's own SIGKILL, to reap at once")
-
-    def _by_size(self, victims: list[Victim]) -> list[Victim]:
-        """Those worth a reaper, the largest first."""
-        before = self._watch.before
-        if before is not None and before.anon_bytes < _WORTH_REAPING_BYTES:
-            return []
-        if len(victims) > _SIZES_READ_AT_MOST:
-            # Sizes only of the first ones (init among them: cgroup.procs starts with the oldest)
-            victims = victims[:_SIZES_READ_AT_MOST]
-            if before is not None and before.anon_bytes / len(self._roster) < _WORTH_REAPING_BYTES:
-                return []
-        for victim in victims:
-            victim.read_size()
-        large = [victim for victim in victims if (victim.rss_bytes or 0) >= _WORTH_REAPING_BYTES]
-        return sorted(large, key=lambda victim: victim.rss_bytes or 0, reverse=True)
-
-    def _until_signalled(self, victim: Victim) -> None:
-        """Let the pool have the interpreter until its thread is about to make the system call that kills."""
-        give_up_at = time.monotonic() + _HAND_OVER_SECONDS
-        while not victim.signalled:
-            if time.monotonic() > give_up_at:
-                # The pool is busy with another container's gigabytes: the kill must not wait for a reaper
-                self._send(victim)
-            time.sleep(0)
-
-    def _send(self, victim: Victim) -> None:
-        victim.signalled = True
-        assert victim.pidfd is not None
-        try:  # suppress() would make a hundred signals a quarter slower
-            signal.pidfd_send_signal(victim.pidfd.number, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # it was quicker
+        killing.reap(large)
 
     # -- the second part: until it is gone -----------------------------------------------------------------------------
 
@@ -241,8 +178,8 @@ class Strike:
         finally:
             _waiting.remove(self)
             self._boost.end()
-            if self._own_reapers and self._reapers is not None:
-                self._reapers.close()
+            if self._own_reapers is not None:
+                self._own_reapers.close()
             self._roster.close()
             self._watch.close()
 
@@ -308,33 +245,20 @@ class Strike:
             return True
         self._roster.close_exited()
         newcomers = self._roster.enrol()
-        if self._observing or self.order is Order.FOLLOW:
+        if self._killing is None or self.order is Order.FOLLOW:
             # The runtime's kill, and the kernel, take these: an exiting init takes its pid namespace along.
             for victim in newcomers:
                 victim.signalled = self.order is Order.FOLLOW and self._any_signalled()
             return False
         if newcomers:
-            self._sweep(newcomers)
+            self._sweep(self._killing, newcomers)
         return False
 
-    def _sweep(self, newcomers: list[Victim]) -> None:
+    def _sweep(self, killing: Killing, newcomers: list[Victim]) -> None:
         self._sweeps += 1
         if self._sweeps <= _SWEEPS_REPORTED:
             self._step(f"sweep {self._sweeps}: {len(newcomers)} more processes")
-        if self.cgroup.kill():
-            for victim in newcomers:
-                victim.signalled = True
-            return
-        # Version 1 has no cgroup.kill. What forks faster than we signal is held still while it is being signalled;
-        # a frozen process takes its SIGKILL when it is let go.
-        frozen = self._sweeps > _PATIENT_SWEEPS and self.cgroup.freeze()
-        try:
-            while newcomers:
-                for victim in newcomers:
-                    self._send(victim)
-                newcomers = self._roster.enrol() if frozen else []
-        finally:
-            self.cgroup.thaw()
+        killing.sweep(newcomers, hold_still=self._sweeps > _PATIENT_SWEEPS)
         self._signalled = self._now()
 
     def _drop_page_cache(self) -> None:

@@ -12,7 +12,7 @@ from expedited.bench.figures import Conditions, Spread, percentile
 from expedited.bench.gate import GateOptions, GateResult
 from expedited.bench.strike import Reaping, Signalling, StrikeOptions, StrikeResult
 from expedited.errors import UsageError
-from expedited.teardown.cgroup import hierarchies
+from expedited.teardown.hierarchies import hierarchies
 
 _IDLE = Conditions("6.12.0", 2, 0.1, 0.4)
 

@@ -12,7 +12,7 @@ import pytest
 from expedited.doctor import Area, Finding, Level, examine, works
 from expedited.doctor.examine import _guarded
 from expedited.settings import AgentSettings
-from expedited.teardown.cgroup import hierarchies
+from expedited.teardown.hierarchies import hierarchies
 from expedited.teardown.linux import mrelease_support
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from expedited.teardown.cgroup import hierarchies
+from expedited.teardown.hierarchies import hierarchies
 
 # include/uapi/asm-generic/unistd.h; the first two are the same on every architecture
 _PIDFD_OPEN = 434

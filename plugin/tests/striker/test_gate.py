@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from expedited.teardown.cgroup import hierarchies
+from expedited.teardown.hierarchies import hierarchies
 from expedited.teardown.report import Fate, Outcome
 
 

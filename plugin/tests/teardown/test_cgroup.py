@@ -13,7 +13,7 @@ import pytest
 from expedited.errors import ExpeditedError
 from expedited.teardown import Cgroup, CgroupGone, TargetError, strike
 from expedited.teardown import cgroup as cgroup_module
-from expedited.teardown.cgroup import Hierarchies, hierarchies
+from expedited.teardown.hierarchies import Hierarchies, hierarchies
 
 
 def test_a_path_a_directory_and_a_process_lead_to_the_same_cgroup(scratch_cgroup: Any, hog: Any) -> None:

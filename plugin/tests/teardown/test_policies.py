@@ -252,7 +252,8 @@ def test_a_process_that_is_slow_to_die_is_boosted(scratch_cgroup: Any, hog: Any)
     before = read_limits(scratch_cgroup)
     one = Strike(Cgroup.find(scratch_cgroup.path), Policy(order=Order.LEAD, deadline_seconds=0.3), init_pid=process.pid)
     # A victim that has its SIGKILL and does not go: nobody can make one, so the signal is left out
-    one._send = lambda victim: setattr(victim, "signalled", True)  # type: ignore[method-assign]
+    assert one._killing is not None
+    one._killing._send = lambda victim: setattr(victim, "signalled", True)  # type: ignore[method-assign]
     one._roster.enrol()
     for victim in one._roster.living.values():
         victim.signalled = True
@@ -261,7 +262,8 @@ def test_a_process_that_is_slow_to_die_is_boosted(scratch_cgroup: Any, hog: Any)
     policy = os.sched_getscheduler(process.pid)
     boosted = set(one._boost.lifted)
     one._boost.end()
-    one._reapers.close()  # type: ignore[union-attr]
+    assert one._own_reapers is not None
+    one._own_reapers.close()
     one._roster.close()
     one._watch.close()
     assert boosted - {"rt", "rt-bandwidth"} == lifted

@@ -1,0 +1,161 @@
+"""The two orders of a strike: who gets a SIGKILL when, and who reaps.
+
+*Lead*: ours are the signals, and the runtime's own comes after them. *Follow*: the runtime's is the only one, and the
+reapers wait for it.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+
+from expedited.teardown.cgroup import Cgroup
+from expedited.teardown.kin import may_share_outside
+from expedited.teardown.linux import KEEP_FILE, REAP_KILL, MreleaseSupport
+from expedited.teardown.reap import Reapers, kill_and_reap, reap, reap_when_killed
+from expedited.teardown.roster import Roster, Victim
+
+__all__ = ["Killing"]
+
+#: A smaller process frees its memory faster than a reaper is woken for it.
+_WORTH_REAPING_BYTES = 2 << 20
+#: Above this many processes the sizes are not read one by one: that would delay the signals by more than it gains.
+_SIZES_READ_AT_MOST = 64
+#: How long a kill may wait for a thread of the pool.
+_HAND_OVER_SECONDS = 0.002
+
+
+class Killing:
+    """The killing and reaping of one container's processes, by one thread and a pool of reapers.
+
+    Args:
+        cgroup: Theirs.
+        roster: Who they are.
+        reapers: The pool.
+        init_pid: Who is killed first.
+        anon_bytes: The cgroup's anonymous memory before; None where it can't be measured.
+        support: What the kernel can do.
+        keep_file: Have the kernel leave file pages where they are, if it can be told.
+    """
+
+    def __init__(
+        self,
+        cgroup: Cgroup,
+        roster: Roster,
+        reapers: Reapers,
+        *,
+        init_pid: int | None,
+        anon_bytes: int | None,
+        support: MreleaseSupport,
+        keep_file: bool,
+    ) -> None:
+        self._cgroup = cgroup
+        self._roster = roster
+        self._reapers = reapers
+        self._init_pid = init_pid
+        self._anon_bytes = anon_bytes
+        self._support = support
+        self._flags = KEEP_FILE if keep_file and support.keep_file else 0
+
+    def lead(self, victims: list[Victim]) -> list[Victim]:
+        """Init first, then the large ones with their reapers back to back, then all the rest at once.
+
+        Returns:
+            Those that a reaper is at, or that are to be given to :meth:`reap`, when the cgroup is thawed.
+        """
+        kill_flag = REAP_KILL if self._support.reap_kill else 0
+        large = self._by_size(victims) if self._support.available else []
+        first = large[: self._reapers.count]
+        members = self._roster.living
+        alone = {victim for victim in first if kill_flag and not may_share_outside(victim.pid, members)}
+        init = next((victim for victim in victims if victim.pid == self._init_pid), None)
+        if init is not None and init not in first:
+            self._send(init)
+        for victim in sorted(first, key=lambda victim: victim is not init):
+            flags = self._flags | (kill_flag if victim in alone else 0)
+            self._reapers.submit(lambda victim=victim, flags=flags: kill_and_reap(victim, flags))  # type: ignore[misc]
+            if victim is init:
+                self._until_signalled(victim)
+        for victim in first:
+            self._until_signalled(victim)
+        if not self._cgroup.kill():
+            for victim in victims:
+                if not victim.signalled:
+                    self._send(victim)
+        for victim in victims:
+            victim.signalled = True
+        return large
+
+    def reap(self, large: list[Victim]) -> None:
+        """Queue those of :meth:`lead`'s for whom there was no reaper at once."""
+        for victim in large[self._reapers.count :]:
+            self._reapers.submit(lambda victim=victim: reap(victim, self._flags))  # type: ignore[misc]
+
+    def follow(self, victims: list[Victim], give_up_at: float) -> None:
+        """Signal nothing: have each reaper ask until the runtime's own SIGKILL is there.
+
+        Args:
+            victims: Who there is.
+            give_up_at: When to stop asking, by ``time.monotonic()``.
+        """
+
+        def follow(victim: Victim) -> None:
+            reap_when_killed(victim, self._flags, give_up_at=give_up_at)
+            victim.signalled = victim.fate is not None
+
+        for victim in self._by_size(victims) or victims[:1]:
+            self._reapers.submit(lambda victim=victim: follow(victim))  # type: ignore[misc]
+
+    def sweep(self, newcomers: list[Victim], *, hold_still: bool) -> None:
+        """Kill those who were forked meanwhile.
+
+        Args:
+            newcomers: Who was found.
+            hold_still: Freeze the cgroup for it, and kill whoever turns up in it until nobody does. Version 1 has no
+                ``cgroup.kill``, so what forks faster than we signal is frozen while it is being signalled; a frozen
+                process takes its SIGKILL when it is let go.
+        """
+        if self._cgroup.kill():
+            for victim in newcomers:
+                victim.signalled = True
+            return
+        frozen = hold_still and self._cgroup.freeze()
+        try:
+            while newcomers:
+                for victim in newcomers:
+                    self._send(victim)
+                newcomers = self._roster.enrol() if frozen else []
+        finally:
+            self._cgroup.thaw()
+
+    def _by_size(self, victims: list[Victim]) -> list[Victim]:
+        """Those worth a reaper, the largest first."""
+        total = self._anon_bytes
+        if total is not None and total < _WORTH_REAPING_BYTES:
+            return []
+        if len(victims) > _SIZES_READ_AT_MOST:
+            # Sizes only of the first ones (init among them: cgroup.procs starts with the oldest)
+            victims = victims[:_SIZES_READ_AT_MOST]
+            if total is not None and total / len(self._roster) < _WORTH_REAPING_BYTES:
+                return []
+        for victim in victims:
+            victim.read_size()
+        large = [victim for victim in victims if (victim.rss_bytes or 0) >= _WORTH_REAPING_BYTES]
+        return sorted(large, key=lambda victim: victim.rss_bytes or 0, reverse=True)
+
+    def _until_signalled(self, victim: Victim) -> None:
+        """Let the pool have the interpreter until its thread is about to make the system call that kills."""
+        give_up_at = time.monotonic() + _HAND_OVER_SECONDS
+        while not victim.signalled:
+            if time.monotonic() > give_up_at:
+                # The pool is busy with another container's gigabytes: the kill must not wait for a reaper
+                self._send(victim)
+            time.sleep(0)
+
+    def _send(self, victim: Victim) -> None:
+        victim.signalled = True
+        assert victim.pidfd is not None
+        try:  # suppress() would make a hundred signals a quarter slower
+            signal.pidfd_send_signal(victim.pidfd.number, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # it was quicker
