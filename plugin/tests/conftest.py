@@ -233,6 +233,20 @@ def bells() -> Callable[[Any], int]:
     return bells
 
 
+@pytest.fixture
+def alive() -> Callable[[int], bool]:
+    """``alive(pid)``: whether it runs, and is no zombie."""
+    return _is_alive
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(b") ")[2][:1] not in (b"Z", b"X")
+
+
 class AgentProcess:
     """``expedited run``, and the command line that asks it.
 
@@ -302,6 +316,34 @@ class AgentProcess:
     def wait_told(self, event: str, times: int = 1) -> None:
         """Until the log has these words so many times."""
         self.wait(lambda: len(self.told(event)) >= times, f"it never said {event!r}")
+
+    def stops_of(self, container_id: str) -> list[dict[str, Any]]:
+        """What it has told so far of this container's stops."""
+        return [line for line in self.told("stop") if line["event"] == "stop" and line["id"] == container_id]
+
+    def stop_of(self, container_id: str) -> dict[str, Any]:
+        """The one stop of this container that it tells of, when it has."""
+        self.wait(lambda: self.stops_of(container_id), f"no stop of {container_id}")
+        (stop,) = self.stops_of(container_id)
+        return stop
+
+    def wait_known(self, *container_ids: str) -> dict[str, Any]:
+        """Until it knows them with their pods, and gates them; all that it knows, by id."""
+        known: dict[str, Any] = {}
+
+        def here() -> bool:
+            with self.ask() as asked:
+                known.update({each.id: each for each in asked.containers(sandboxes=True)})
+            wanted = [known.get(name) for name in container_ids]
+            return all(each and each.pod.name and each.state == "running" and each.gated for each in wanted)
+
+        self.wait(here, f"{container_ids} not all known")
+        return known
+
+    def pids(self) -> dict[str, int]:
+        """Of its processes, by their names."""
+        with self.ask() as asked:
+            return {process.name: process.pid for process in asked.status().processes}
 
     def close(self) -> None:
         """SIGTERM; it and its striker end in order."""

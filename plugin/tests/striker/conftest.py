@@ -249,17 +249,3 @@ def striker(make_striker: Callable[..., StrikerProcess]) -> StrikerProcess:
 def until() -> Callable[..., None]:
     """``until(condition, complaint)``: ask until it is so."""
     return wait_for
-
-
-@pytest.fixture
-def alive() -> Callable[[int], bool]:
-    """``alive(pid)``: whether it runs, and is no zombie."""
-
-    def is_alive(pid: int) -> bool:
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-        return stat.rpartition(b") ")[2][:1] not in (b"Z", b"X")
-
-    return is_alive

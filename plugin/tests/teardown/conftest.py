@@ -123,17 +123,3 @@ def after_enrolment(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], N
         monkeypatch.setattr(Roster, "enrol", enrol)
 
     return arrange
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(b") ")[2][:1] not in (b"Z", b"X")
-
-
-@pytest.fixture
-def alive() -> Callable[[int], bool]:
-    """``alive(pid)``: whether it runs, and is no zombie."""
-    return _is_alive

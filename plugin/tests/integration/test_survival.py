@@ -1,0 +1,258 @@
+"""What the agent survives, on a real containerd: an end of each of its processes, of the runtime, a second agent."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from expedited.demo.cri import Pod
+from expedited.demo.daemon import PrivateContainerd
+
+Agent = Any
+StartAgent = Callable[..., Agent]
+MakePod = Callable[..., Pod]
+MakeContainer = Callable[..., Any]
+
+
+def test_a_striker_goes_on_without_its_agent_and_the_next_agent_learns_of_it(
+    containerd: PrivateContainerd, start: StartAgent, make_pod: MakePod, make_container: MakeContainer
+) -> None:
+    first = start()
+    pod = make_pod()
+    hogs = [make_container("--bytes", "8M", "--ignore-term", pod=pod) for _ in range(13)]
+    first.wait_known(*(hog.id for hog in hogs))
+    containerd.cri.stop_container(hogs[0].id, 0)
+    first.stop_of(hogs[0].id)
+    before = first.pids()
+
+    first.process.kill()
+    first.process.wait()
+    for hog in hogs[1:-1]:  # more than what comes in one packet
+        containerd.cri.stop_container(hog.id, 0)
+    second = start()
+    containerd.cri.stop_container(hogs[-1].id, 0)
+
+    assert {second.stop_of(hog.id)["outcome"] for hog in hogs} == {"struck"}
+    after = second.pids()
+    assert (after["striker"], after["supervisor"]) == (before["striker"], before["supervisor"])
+    assert after["agent"] != before["agent"]
+    with second.ask() as asked:
+        stops = asked.stops()
+    assert {stop.pod.uid for stop in stops} == {pod.uid}
+    numbers = [stop.number for stop in stops]
+    assert numbers == list(range(len(hogs), 0, -1))  # none twice, none missed
+    first.process.returncode = 0  # it was killed by this test, and owes no orderly end
+
+
+def test_a_gate_that_dies_is_brought_up_again_and_told_the_policies(
+    containerd: PrivateContainerd, start: StartAgent, make_container: MakeContainer, annotated: Callable[..., Pod]
+) -> None:
+    agent = start()
+    observed = make_container("--bytes", "16M", pod=annotated(mode="observe"))
+    struck = make_container("--bytes", "16M")
+    agent.wait_known(observed.id, struck.id)
+    before = agent.pids()
+
+    os.kill(before["striker"], signal.SIGKILL)
+    agent.wait_told("the kill gate is up", 2)
+    agent.wait_known(observed.id, struck.id)
+    containerd.cri.stop_container(observed.id, 0)
+    containerd.cri.stop_container(struck.id, 0)
+
+    assert agent.stop_of(observed.id)["outcome"] == "observed"
+    assert agent.stop_of(struck.id)["outcome"] == "struck"
+    after = agent.pids()
+    assert after["supervisor"] == before["supervisor"]
+    assert after["striker"] != before["striker"]
+    (status,) = agent.json("status")
+    assert (status["striker"], status["gate_restarts"]) == ("ok", 1)
+    assert not agent.told("kills are not caught")
+
+
+def test_when_the_supervisor_is_killed_the_agent_starts_another_striker(
+    containerd: PrivateContainerd, start: StartAgent, make_container: MakeContainer, alive: Callable[[int], bool]
+) -> None:
+    agent = start()
+    hog = make_container("--bytes", "16M")
+    before = agent.pids()
+
+    os.kill(before["supervisor"], signal.SIGKILL)
+    agent.wait_told("the kill gate is up", 2)
+    agent.wait_known(hog.id)
+    containerd.cri.stop_container(hog.id, 0)
+
+    assert agent.stop_of(hog.id)["outcome"] == "struck"
+    after = agent.pids()
+    assert not {before["supervisor"], before["striker"]} & set(after.values())
+    assert not alive(before["striker"])
+
+
+def test_containerd_may_come_go_and_come_back(
+    containerd: PrivateContainerd, start: StartAgent, make_container: MakeContainer, annotated: Callable[..., Pod]
+) -> None:
+    observing = annotated(mode="observe")
+    early = make_container("--bytes", "16M", pod=observing)
+    late = make_container("--bytes", "16M", pod=observing)
+    containerd.kill()
+    try:
+        agent = start(ready=False)
+        agent.wait_told("the kill gate is up")
+        (status,) = agent.json("status")
+        assert status["striker"] == "ok"
+        assert "ok" not in (status["nri"], status["containerd"])
+        agent.wait(lambda: early.id in [each["id"] for each in agent.json("top")[0]["containers"]], "not gated")
+    finally:
+        containerd.start()
+    agent.wait_told("NRI: synchronized")
+    agent.wait_told(" answers")
+    agent.wait_known(early.id)
+    containerd.cri.stop_container(early.id, 0)
+    assert agent.stop_of(early.id)["outcome"] == "observed"
+
+    containerd.kill()
+    try:
+        agent.wait(lambda: len(agent.told("trying again")) + len(agent.told("no NRI connection")) >= 2, "not noticed")
+        os.kill(late.pid, signal.SIGKILL)  # while nobody tells the agent
+    finally:
+        containerd.start()
+    agent.wait_told("NRI: synchronized", 2)
+    agent.wait_told(" answers", 2)
+
+    def late_is_over() -> bool:
+        with agent.ask() as asked:
+            status = asked.status()
+            states = {each.id: each.state for each in asked.containers()}
+        return status.nri == status.containerd == "ok" and states.get(late.id, "stopped") == "stopped"
+
+    agent.wait(late_is_over, "the one that ended meanwhile is still taken to run")
+    fresh = make_container("--bytes", "16M", pod=observing)
+    agent.wait_known(fresh.id)
+    containerd.cri.stop_container(fresh.id, 0)
+    assert agent.stop_of(fresh.id)["outcome"] == "observed"
+
+
+@contextmanager
+def striker_of_version(version: str, run_dir: str, state_root: str) -> Iterator[int]:
+    """A striker that says it is of that version; its supervisor's pid."""
+    program = (
+        "import sys, expedited; expedited.__version__ = sys.argv[1]; "
+        "from expedited.striker.__main__ import main; sys.exit(main(sys.argv[2:]))"
+    )
+    command = [sys.executable, "-c", program, version, f"--run-dir={run_dir}", f"--state-root={state_root}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        assert json.loads(process.stdout.readline())["ready"]
+        yield process.pid
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_a_striker_of_another_version_is_replaced(
+    containerd: PrivateContainerd, start: StartAgent, run_dir: str, make_container: MakeContainer
+) -> None:
+    with striker_of_version("0.0.1", run_dir, containerd.state_root) as old:
+        agent = start()
+        (replaced,) = agent.told("replacing a striker")
+        assert replaced["found"] == "0.0.1"
+        assert agent.pids()["supervisor"] != old
+    hog = make_container("--bytes", "16M")
+    agent.wait_known(hog.id)
+    containerd.cri.stop_container(hog.id, 0)
+    assert agent.stop_of(hog.id)["outcome"] == "struck"
+
+
+def test_sigterm_ends_both_but_for_a_striker_that_is_to_be_kept(
+    start: StartAgent, alive: Callable[[int], bool]
+) -> None:
+    keeping = start("--keep-striker")
+    kept = keeping.pids()
+    keeping.close()
+    assert not alive(kept["agent"])
+    assert alive(kept["striker"])
+    agent = start()
+    taken_over = agent.pids()
+    assert taken_over["striker"] == kept["striker"]
+    agent.close()
+    assert not any(alive(pid) for pid in taken_over.values())
+    assert not list(agent.run_dir.glob("*.sock"))
+
+
+def test_a_second_agent_in_the_same_run_dir_gives_way(
+    containerd: PrivateContainerd, start: StartAgent, make_container: MakeContainer
+) -> None:
+    first = start()
+    before = first.pids()
+    second = subprocess.run(
+        [first.program, "run", f"--run-dir={first.run_dir}", "--metrics-address=", "--nri-socket="],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=first.environment(),
+        timeout=60,
+    )
+    assert (second.returncode, second.stdout) == (1, "")
+    # Others may be before it: what this machine lacks is said first
+    assert f"expedited: another agent listens at {first.socket}" in second.stderr.splitlines()[-1]
+    assert "Traceback" not in second.stderr
+    hog = make_container("--bytes", "16M")
+    first.wait_known(hog.id)
+    containerd.cri.stop_container(hog.id, 0)
+    assert first.stop_of(hog.id)["outcome"] == "struck"
+    assert first.pids() == before
+
+
+# -- started by the runtime --------------------------------------------------------------------------------------------
+
+
+def test_containerd_starts_it_as_a_pre_installed_plugin(
+    containerd: PrivateContainerd,
+    run_dir: str,
+    make_container: MakeContainer,
+    start_agent: StartAgent,
+    alive: Callable[[int], bool],
+) -> None:
+    early = make_container("--bytes", "16M")
+    program = Path(sys.executable).with_name("expedited")
+    plugin = containerd.nri_plugin_dir / "10-expedited"
+    log = Path(run_dir) / "plugin.log"
+    flags = f"--run-dir={run_dir} --state-root='{containerd.state_root}' --metrics-address= --containerd-socket="
+    plugin.write_text(f"#!/bin/sh\nexec {program} run --nri-socket= {flags} --log-format=json >>{log} 2>&1\n")
+    plugin.chmod(0o755)
+
+    def told(event: str) -> bool:
+        return log.exists() and event in log.read_text()
+
+    def wait_until(condition: Callable[[], bool]) -> None:
+        give_up_at = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < give_up_at, log.read_text() if log.exists() else "it was not started"
+            time.sleep(0.02)
+
+    try:
+        containerd.restart()
+        wait_until(lambda: told("NRI: synchronized") and told("the kill gate is up"))
+        asking = [program, "status", "--json", f"--run-dir={run_dir}"]
+        status = json.loads(subprocess.run(asking, capture_output=True, check=True).stdout)
+        assert (status["nri"], status["striker"]) == ("ok", "ok")
+        containerd.cri.stop_container(early.id, 0)
+        wait_until(lambda: told(f"expedited/pod-{early.pod.uid}/"))
+        plugin.unlink()
+    finally:
+        plugin.unlink(missing_ok=True)
+        containerd.restart()
+    wait_until(lambda: told("the agent has ended"))
+    for process in status["processes"]:
+        wait_until(lambda pid=process["pid"]: not alive(pid))
+    assert "Traceback" not in log.read_text()
