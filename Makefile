@@ -16,10 +16,15 @@ demo: setup  ## The main job on a containerd of its own (DEMO="--pairs 3 --json 
 test: setup  ## All tests (TEST="-k gate")
 	$(RUN) pytest $(TEST)
 
+# Programs that are no module of the package; each is typed by itself, as three of them are called build
+PROGRAMS := deploy/image/build deploy/kernel/build deploy/krew/build e2e/cluster/cluster e2e/node-image/build \
+	e2e/suite e2e/timeline e2e/vm/kernel-tests e2e/vm/run
+
 check: setup  ## ruff, mypy, import-linter
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+	for program in $(PROGRAMS); do $(RUN) mypy --scripts-are-modules $$program || exit 1; done
 	$(RUN) lint-imports
 
 format: setup  ## Let ruff put the code in order
@@ -73,10 +78,11 @@ cluster-shell:  ## A prompt in that machine: kubectl, docker, kind
 cluster-down:  ## End it
 	@$(RUN) python e2e/cluster/cluster --kernel $(KERNEL) down
 
-e2e: image  ## The suite on clusters with the patched and the stock kernel (TEST=e2e/tests/test_delete.py)
-	$(RUN) python e2e/suite $(TEST)
+e2e: image  ## The suite's short form: one cluster, delete, eviction, drain, restart, DaemonSet roll (E2E="--repeat 3 e2e/tests/test_use.py")
+	$(RUN) python e2e/suite $(if $(E2E),$(E2E),--short)
 
-e2e-all: e2e  ## The same; nothing is left out of the short form yet
+e2e-all: image  ## The whole suite, on clusters with the patched and with the stock kernel side by side (E2E="--in-turn --repeat 3")
+	$(RUN) python e2e/suite $(E2E)
 
 # Deployment: docs/install.md and docs/security.md say what for.
 .PHONY: image kubectl-plugin test-deploy
