@@ -74,7 +74,8 @@ class Container:
         policy: The node's default, else its namespace's, with the pod's annotations over it.
         problems: What is wrong with the pod's annotations, a line each; then ``policy.mode`` is off.
         sources: Who knows it, and when each last told (monotonic seconds).
-        stopping_since: When SIGTERM was sent to it, in seconds since the epoch; None when no stop is in progress.
+        stopping_since: When SIGTERM was sent to it, or SIGKILL without one before, in seconds since the epoch; None when
+            no stop is in progress.
     """
 
     seen: Sighting

@@ -217,7 +217,8 @@ class Agent:
             case "stop_began":
                 self._stopping.setdefault(message["id"], time.time())
                 container = self._inventory.get(message["id"])
-                _log.debug("a stop began: SIGTERM was sent", container=container.label if container else message["id"])
+                sent = signal.Signals(message["signal"]).name
+                _log.debug("a stop goes on", sent=sent, container=container.label if container else message["id"])
             case "refused":
                 _log.error("the striker refused what the agent told it", why=message["why"])
 

@@ -78,9 +78,9 @@ class Server:
         self._send_all({"is": "report", "report": report.to_json()})
         return bool(self._clients)
 
-    def stop_began(self, container_id: str) -> None:
-        """Tell every client that a SIGTERM has passed the gate; from any thread."""
-        self._send_all({"is": "stop_began", "id": container_id})
+    def stop_began(self, container_id: str, signal: int) -> None:
+        """Tell every client that a SIGTERM, or a SIGKILL that is being struck, has passed the gate; from any thread."""
+        self._send_all({"is": "stop_began", "id": container_id, "signal": signal})
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 

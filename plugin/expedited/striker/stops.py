@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 import time
 from collections import deque
@@ -43,18 +44,18 @@ class Stops:
     Args:
         publish: Takes every report, in the order in which the stops end, and says whether anybody was there to hear it;
             called from worker threads.
-        on_term: Takes a container id when a SIGTERM for it was seen: its grace period runs.
+        on_began: Takes a container id and a signal: SIGTERM when its grace period runs, SIGKILL when its kill has passed.
         log: What a person is told by.
     """
 
-    def __init__(self, publish: Callable[[Report], bool], on_term: Callable[[str], None], log: Log) -> None:
+    def __init__(self, publish: Callable[[Report], bool], on_began: Callable[[str, int], None], log: Log) -> None:
         self.default = Policy()
         self.policies: dict[str, Policy] = {}
         self.leaving: set[str] = set()
         self.reports: deque[Report] = deque(maxlen=_REPORTS_KEPT)
         self.number = 0
         self._publish = publish
-        self._on_term = on_term
+        self._on_began = on_began
         self._log = log
         self._known: dict[str, tuple[tuple[int, int], Container]] = {}  # directory -> state file's identity, container
         self._prepared: dict[str, Roster] = {}  # directory -> its processes, held while its grace period runs
@@ -156,7 +157,7 @@ class Stops:
             if kill.command.signal != 9:
                 kill.answer()
                 if kill.command.signal == 15:
-                    self._on_term(container.id)
+                    self._on_began(container.id, signal.SIGTERM)
                     self._prepare(container)
                 return
             self._stop(kill, container)
@@ -196,6 +197,7 @@ class Stops:
                 kill.release()
                 if kill.held:
                     one.answered()
+                self._on_began(container.id, signal.SIGKILL)
             finally:
                 report = one.finish()
             self._keep(replace(report, mode=str(mode)) if mode is not Mode.STRIKE else report)

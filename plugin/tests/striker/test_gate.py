@@ -96,9 +96,17 @@ def test_a_sigterm_is_announced_and_nothing_else(node: Any, striker: Any, scratc
     process = node.container("c1", scratch_cgroup, "--bytes", "8M", "--ignore-term")
     striker.wait_gated("c1")
     assert node.run("kill", "c1", "15") == 0
-    assert striker.said("stop_began", id="c1")
+    assert striker.said("stop_began", id="c1", signal=15)
     assert striker.reports() == []
     assert alive(process.pid)
+
+
+def test_a_kill_is_announced_before_its_report(node: Any, striker: Any, scratch_cgroup: Any) -> None:
+    node.container("c1", scratch_cgroup, "--bytes", "8M")
+    striker.wait_gated("c1")
+    assert node.run("kill", "c1", "9") == 0
+    assert striker.said("stop_began", id="c1", signal=9)
+    assert striker.said("report")
 
 
 @pytest.mark.parametrize("word", ["USR1", "10", "CONT"])
