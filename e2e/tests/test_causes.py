@@ -38,7 +38,7 @@ class Scene:
 
     def told(self, case: str, mode: str, pod: str, ending: Ending, cache_left: int | None = None) -> Case:
         """Put down how the pod's container ended, its times from when kubelet's grace was over."""
-        stop = wait_for("the agent wrote of it", lambda: last_stop(self.api, pod, since_seconds=ending.began), 60)
+        stop = wait_for("the agent wrote of it", lambda: last_stop(self.api, pod, since_seconds=ending.began), 180)
         due = self.node.grace_over(pod, ending.began)
         return self.record.add(case, mode, *ending.since(due), stop, cache_left=cache_left)
 

@@ -33,7 +33,7 @@ def test_a_deleted_pod_gives_its_memory_back(
     pods.ready(victim)
     burners(pods)
     ending, due = delete(pods, node, victim, uid, grace)
-    stop = wait_for("the agent wrote of it", lambda: last_stop(api, victim, since_seconds=ending.began), 60)
+    stop = wait_for("the agent wrote of it", lambda: last_stop(api, victim, since_seconds=ending.began), 180)
     case = record.add(name, mode, *ending.since(due), stop)
     assert case.ok
     wait_for("the API server has it no more", lambda: pods.get(victim) is None)

@@ -61,7 +61,7 @@ def test_an_evicted_hog_is_the_only_one(
     )
     back, gone, told, whole = (moment and moment - decided for moment in moments)
     others = [name for name in pods.evicted() if name != hog]
-    stop = wait_for("the agent wrote of it", lambda: last_stop(api, hog, since_seconds=began), 60)
+    stop = wait_for("the agent wrote of it", lambda: last_stop(api, hog, since_seconds=began), 180)
     case = record.add("eviction", mode, back, gone, stop, len(others), told, whole)
     assert case.ok
     assert pods.get("innocent").status.phase == "Running"

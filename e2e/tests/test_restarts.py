@@ -135,7 +135,7 @@ def _strikes_again(pods: Pods, api: client.CoreV1Api, record: Record, case: str)
     pods.make(hog_pod(name, "--bytes", "48M", "--ignore-term", mode="strike"))
     pods.ready(name)
     pods.delete(name, 1)
-    stop = wait_for("the agent wrote of it", lambda: last_stop(api, name, since_seconds=began), 120)
+    stop = wait_for("the agent wrote of it", lambda: last_stop(api, name, since_seconds=began), 180)
     record.survived(case, stop["outcome"], stop["outcome"] == "struck")
     assert stop["outcome"] == "struck", stop
 

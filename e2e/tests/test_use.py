@@ -21,7 +21,7 @@ def test_a_stop_is_told_of(pods: Pods, api: client.CoreV1Api) -> None:
     assert "told" in kubectl("expedited", "top", "-n", NAMESPACE)
     before = _struck(api)
     pods.delete("told", 1)
-    wait_for("the agent wrote of it", lambda: last_stop(api, "told"), 60)
+    wait_for("the agent wrote of it", lambda: last_stop(api, "told"), 180)
     chosen = f"involvedObject.uid={uid},reason=MemoryReturned"
     events = wait_for("an Event", lambda: api.list_namespaced_event(NAMESPACE, field_selector=chosen).items, 60)
     assert len(events) == 1
@@ -43,7 +43,7 @@ def test_a_node_that_is_to_have_no_gate(pods: Pods, api: client.CoreV1Api) -> No
     pods.make(hog_pod("observed", "--bytes", "300M", "--ignore-term", mode="strike"))
     pods.ready("observed")
     pods.delete("observed", 1)
-    stop = wait_for("the agent wrote of it", lambda: last_stop(api, "observed"), 60)
+    stop = wait_for("the agent wrote of it", lambda: last_stop(api, "observed"), 180)
     assert (stop["outcome"], stop["trigger"]) == ("struck", "observer:kill")
 
 
