@@ -14,7 +14,7 @@ from pods import NAMESPACE, Pods, hog_pod, wait_for
 
 THRESHOLD = 400 << 20  # kind/cluster.yaml
 # What the push takes, and by how much the node is short then: kubelet looks every 10 s, and what grows goes on meanwhile
-PUSH, SHORT_OF = 300 << 20, 200 << 20
+PUSH, SHORT_OF = 400 << 20, 200 << 20
 
 
 def pressure(api: client.CoreV1Api) -> bool:
@@ -43,7 +43,7 @@ def test_an_evicted_hog_is_the_only_one(
     summary = SummaryWatch(api)
     began = time.time()
     # Within its request, so it is not to blame for what is short
-    pods.make(hog_pod("push", "--bytes", str(PUSH), requests={"memory": "350Mi", "cpu": "100m"}, mode=mode))
+    pods.make(hog_pod("push", "--bytes", str(PUSH), requests={"memory": "450Mi", "cpu": "100m"}, mode=mode))
     try:
         wait_for("kubelet evicts", lambda: hog in pods.evicted(), 300)
         decided = _decision(node, began)
