@@ -38,6 +38,7 @@ class Case:
         lost_races: How many processes let go of their memory before it could be reaped, as the agent has it.
         summary_back_s: Like ``memory_back_s``, by kubelet's own summary, which it renews every 10 s or so.
         hog_back_s: For an eviction: until 95% of the hog's anonymous memory was free.
+        to_kill_s: For an eviction: until the runtime was told to send the SIGKILL, which is the same with and without the agent.
         cache_left_bytes: Page cache that the pod left charged to the cgroups above its own.
     """
 
@@ -53,6 +54,7 @@ class Case:
     lost_races: int = 0
     summary_back_s: float | None = None
     hog_back_s: float | None = None
+    to_kill_s: float | None = None
     cache_left_bytes: int | None = None
 
 
@@ -74,6 +76,7 @@ class Record:
         evicted: int = 0,
         summary: float | None = None,
         hog: float | None = None,
+        to_kill: float | None = None,
         cache_left: int | None = None,
     ) -> Case:
         """Add a case; it is ok if the memory came back, the pod went, and the agent saw it and did as it was told."""
@@ -95,6 +98,7 @@ class Record:
             lost_races=lost,
             summary_back_s=_rounded(summary),
             hog_back_s=_rounded(hog),
+            to_kill_s=_rounded(to_kill),
             cache_left_bytes=cache_left,
         )
         self._write(case)

@@ -38,10 +38,10 @@ class Ending:
 
 
 def burners(pods: Pods) -> None:
-    """Pods that would use all of the CPU, in the class above that of the victims."""
+    """Pods that use all of the CPU, in the class above that of the victims; with them the node is booked out."""
     names = [f"burner-{number}" for number in range(BURNERS)]
     for name in names:
-        pods.make(hog_pod(name, "--threads", "1", requests={"cpu": "10m", "memory": "10Mi"}, mode="off"))
+        pods.make(hog_pod(name, "--threads", "1", requests={"cpu": "40m", "memory": "10Mi"}, mode="off"))
     pods.ready(*names)
 
 

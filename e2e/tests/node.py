@@ -25,6 +25,7 @@ __all__ = ["NODE", "MemoryWatch", "Node", "Sample", "SummaryWatch"]
 
 NODE = "expedited-control-plane"
 _KLOG = re.compile(r"[IWEF](\d\d)(\d\d) (\d\d):(\d\d):(\d\d\.\d+)")
+_CONTAINERD = re.compile(r'time="(\d{4}-\d\d-\d\dT[\d:]+\.\d{6})\d*Z"')
 _KILLING = '"Killing container with a grace period"'
 
 
@@ -119,6 +120,20 @@ class Node:
                 if moment >= since_seconds:
                     found.append((moment, line))
         return found
+
+    def kill_began(self, container_id: str, since_seconds: float) -> float | None:
+        """When containerd first set about a container's SIGKILL since then; None: it did not. The id as the API has it."""
+        text = self.run(
+            "journalctl", "-u", "containerd", "-o", "cat", "--no-pager", "--since", f"@{int(since_seconds)}"
+        )
+        wanted = f'Kill container \\"{container_id.partition("://")[2]}\\"'
+        for line in text.splitlines():
+            stamp = _CONTAINERD.match(line)
+            if stamp and wanted in line:
+                moment = datetime.fromisoformat(f"{stamp[1]}+00:00").timestamp()
+                if moment >= since_seconds:
+                    return moment
+        return None
 
     def grace_over(self, pod: str, since_seconds: float) -> float:
         """When the grace was over that kubelet gave this pod's first container to end since then."""
