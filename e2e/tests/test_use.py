@@ -6,7 +6,7 @@ import json
 import subprocess
 
 from agent import NAMESPACE as AGENTS
-from agent import agents, last_stop
+from agent import last_stop
 from kubernetes import client
 from node import NODE
 from pods import NAMESPACE, Pods, hog_pod, kubectl, wait_for
@@ -32,24 +32,6 @@ def test_a_stop_is_told_of(pods: Pods, api: client.CoreV1Api) -> None:
     assert NODE in kubectl("expedited", "doctor")
     stops = json.loads(kubectl("expedited", "stops", "-n", NAMESPACE, "--output", "json"))
     assert any("told" in json.dumps(stop) for stop in (stops if isinstance(stops, list) else [stops]))
-
-
-def test_a_node_that_is_to_have_no_gate(pods: Pods, api: client.CoreV1Api) -> None:
-    """``source: observe``: the kernel's process events reach the agent's pod, and a kill that nobody held is struck."""
-    _set_source("observe")
-    pods.afterwards(lambda: _set_source("auto"))
-    wait_for("the agent is ready", lambda: len(agents(api)) == 1, 300)
-    assert "proc-connector" in kubectl("expedited", "status", "--output", "json")
-    pods.make(hog_pod("observed", "--bytes", "300M", "--ignore-term", mode="strike"))
-    pods.ready("observed")
-    pods.delete("observed", 1)
-    stop = wait_for("the agent wrote of it", lambda: last_stop(api, "observed"), 180)
-    assert (stop["outcome"], stop["trigger"]) == ("struck", "observer:kill")
-
-
-def _set_source(source: str) -> None:
-    kubectl("-n", AGENTS, "set", "env", "daemonset/expedited", f"EXPEDITED_SOURCE={source}")
-    kubectl("-n", AGENTS, "rollout", "status", "daemonset/expedited", "--timeout=300s")
 
 
 def _struck(api: client.CoreV1Api) -> float:

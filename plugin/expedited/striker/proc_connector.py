@@ -42,6 +42,7 @@ _SOCK_FILTER = struct.Struct("=HBBI")
 _CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 
 _RECEIVE_BUFFER_BYTES = 4 << 20
+_WHAT = "process events"
 _ANSWER_SECONDS = 1.0
 
 
@@ -72,7 +73,11 @@ class ProcConnector:
         try:
             self._ask_for_space(receive_buffer_bytes)
             self._socket.bind((0, _CN_IDX_PROC))
-            self._subscribe()
+            try:
+                self._subscribe()
+            except ConnectionRefusedError:
+                why = "refused; they are told in the first network namespace only (not in a kind node's)"
+                raise OSError(errno.ECONNREFUSED, why, _WHAT) from None
             self._let_only_executions_through()
         except BaseException:
             self._socket.close()
@@ -125,10 +130,10 @@ class ProcConnector:
                 continue
             if event.what == _PROC_EVENT_NONE and event.ack == os.getpid() + 1:  # the number we gave, and one
                 if event.data:
-                    raise OSError(event.data, os.strerror(event.data), "process events")
+                    raise OSError(event.data, os.strerror(event.data), _WHAT)
                 return
         why = "no answer; they are told in the first pid and user namespace only"
-        raise OSError(errno.ESRCH, why, "process events")
+        raise OSError(errno.ESRCH, why, _WHAT)
 
     def _receive(self) -> _Event:
         while True:

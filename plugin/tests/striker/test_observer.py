@@ -169,7 +169,8 @@ def test_with_neither_gate_nor_observer_it_says_why_and_ends(tmp_path: Path) -> 
     """In a network namespace with no way to the node's, as in a pod without CAP_SYS_ADMIN."""
     under = ("unshare", "--net", *_NO_ADMIN)
     gate = "no kill gate: fanotify permission events: Operation not permitted"
-    both = f"{gate}; and no observer: process events: Connection refused; see `expedited doctor`"
+    refused = "refused; they are told in the first network namespace only (not in a kind node's)"
+    both = f"{gate}; and no observer: process events: {refused}; see `expedited doctor`"
     assert striker_ends(tmp_path, under=under).endswith(both)
     assert striker_ends(tmp_path, "--source=gate", under=under).endswith(f"{gate}; see `expedited doctor`")
     assert "not wanted; and no observer" in striker_ends(tmp_path, "--source=observe", under=under)
