@@ -76,7 +76,8 @@ def test_a_failed_liveness_probe(scene: Scene, mode: str) -> None:
 
 def _restarted(pod: Any) -> Any:
     status = pod.status.container_statuses[0]
-    return status if status.restart_count and status.state.running else None
+    # Kubelet may tell of the new container before it tells how the old one ended
+    return status if status.restart_count and status.state.running and status.last_state.terminated else None
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -72,7 +72,7 @@ def test_a_pod_of_any_shape_gives_its_memory_back(
     outside = node.processes_outside(node.pod_cgroup(uid))
     ending, due = delete(pods, node, victim, uid, GRACE)
     stops = [
-        wait_for(f"the agent wrote of {name}", lambda name=name: last_stop(api, victim, name, ending.began), 60)
+        wait_for(f"the agent wrote of {name}", lambda name=name: last_stop(api, victim, name, ending.began), 180)
         for name in names
     ]
     worst = max(stops, key=lambda stop: stop.get("memory_back_seconds") or float("inf"))
