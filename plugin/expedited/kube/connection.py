@@ -77,7 +77,7 @@ class Response:
         """RFC 9112, 6: chunked, of a known length, or until the connection ends."""
         reader = self._reader
         if self.headers.get("transfer-encoding", "").lower() == "chunked":
-            while size := int((await reader.readline()).split(b";")[0], 16):
+            while size := int((await reader.readuntil(b"\n")).split(b";")[0], 16):
                 yield await reader.readexactly(size)
                 await reader.readexactly(2)
             while (await reader.readline()).strip():

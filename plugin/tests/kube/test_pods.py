@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from expedited.kube import Access, ApiServer
+from expedited.kube.connection import Response
+from expedited.kube.errors import UnreachableError
 from expedited.kube.pods import PodWatch
 
 
@@ -110,6 +112,16 @@ async def test_a_watch_that_broke_off_goes_on_without_a_list(api: Any) -> None:
             await _until(lambda number=number: len(heard.pods) == number, "what happened in between is heard")
             await _until(lambda: watch.state == "ok", "the watch is up again")
     assert len(api.asked("GET", "/api/v1/pods", watch=False)) == 1
+
+
+async def test_a_watch_that_is_cut_between_two_chunks_was_closed() -> None:
+    reader = asyncio.StreamReader()
+    reader.feed_data(b"3\r\n{}\n\r\n")
+    reader.feed_eof()
+    lines = Response(200, {"transfer-encoding": "chunked"}, reader).lines()
+    assert await anext(lines) == b"{}"
+    with pytest.raises(UnreachableError, match=r"^watching: the connection was closed$"):
+        await anext(lines)
 
 
 async def test_a_watch_that_the_server_ends_is_renewed_without_a_list(api: Any) -> None:
