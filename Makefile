@@ -16,7 +16,8 @@ demo: setup  ## The main job on a containerd of its own (DEMO="--pairs 3 --json 
 test: setup  ## All tests (TEST="-k gate")
 	$(RUN) pytest $(TEST)
 
-# Programs that are no module of the package; each is typed by itself, as three of them are called build
+# Programs that are no module of the package (ruff's list is in pyproject.toml); each is typed by itself, as three of
+# them are called build
 PROGRAMS := deploy/image/build deploy/kernel/build deploy/krew/build e2e/cluster/cluster e2e/node-image/build \
 	e2e/suite e2e/timeline e2e/vm/kernel-tests e2e/vm/run
 
@@ -79,7 +80,7 @@ cluster-down:  ## End it
 	@$(RUN) python e2e/cluster/cluster --kernel $(KERNEL) down
 
 e2e: image  ## The suite's short form: one cluster, delete, eviction, drain, restart, DaemonSet roll (E2E="--repeat 3 e2e/tests/test_use.py")
-	$(RUN) python e2e/suite $(if $(E2E),$(E2E),--short)
+	$(RUN) python e2e/suite $(or $(E2E),--short)
 
 e2e-all: image  ## The whole suite, on clusters with the patched and with the stock kernel side by side (E2E="--in-turn --repeat 3")
 	$(RUN) python e2e/suite $(E2E)

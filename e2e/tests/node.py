@@ -25,7 +25,7 @@ __all__ = ["NODE", "MemoryWatch", "Node", "Sample", "SummaryWatch"]
 
 NODE = "expedited-control-plane"
 _KLOG = re.compile(r"[IWEF](\d\d)(\d\d) (\d\d):(\d\d):(\d\d\.\d+)")
-_CONTAINERD = re.compile(r'time="(\d{4}-\d\d-\d\dT[\d:]+\.\d{6})\d*Z"')
+_CONTAINERD = re.compile(r'time="([^"]+)"')
 _KILLING = '"Killing container with a grace period"'
 
 
@@ -130,7 +130,7 @@ class Node:
         for line in text.splitlines():
             stamp = _CONTAINERD.match(line)
             if stamp and wanted in line:
-                moment = datetime.fromisoformat(f"{stamp[1]}+00:00").timestamp()
+                moment = datetime.fromisoformat(stamp[1]).timestamp()
                 if moment >= since_seconds:
                     return moment
         return None

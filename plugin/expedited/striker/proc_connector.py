@@ -64,8 +64,9 @@ class ProcConnector:
         descriptor: Readable when somebody has executed something.
 
     Raises:
-        OSError: the kernel has no process events (ECONNREFUSED, EPROTONOSUPPORT), keeps them from us (EPERM: before
-            Linux 6.6 they want CAP_NET_ADMIN), or tells them elsewhere only (ESRCH: in the first pid and user namespace).
+        OSError: the kernel has no process events (EPROTONOSUPPORT), keeps them from us (EPERM: before Linux 6.6 they
+            want CAP_NET_ADMIN), or tells them elsewhere only: in the first network namespace (ECONNREFUSED), in the
+            first pid and user namespace (ESRCH).
     """
 
     def __init__(self, receive_buffer_bytes: int = _RECEIVE_BUFFER_BYTES) -> None:
@@ -73,11 +74,7 @@ class ProcConnector:
         try:
             self._ask_for_space(receive_buffer_bytes)
             self._socket.bind((0, _CN_IDX_PROC))
-            try:
-                self._subscribe()
-            except ConnectionRefusedError:
-                why = "refused; they are told in the first network namespace only (not in a kind node's)"
-                raise OSError(errno.ECONNREFUSED, why, _WHAT) from None
+            self._subscribe()
             self._let_only_executions_through()
         except BaseException:
             self._socket.close()
@@ -115,7 +112,11 @@ class ProcConnector:
 
     def _subscribe(self) -> None:
         """Ask, and wait for the kernel's word on it: it says nothing to those from whom it keeps everything."""
-        self._send(_PROC_CN_MCAST_LISTEN)
+        try:
+            self._send(_PROC_CN_MCAST_LISTEN)
+        except ConnectionRefusedError:
+            why = "refused; they are told in the first network namespace only (not in a kind node's)"
+            raise OSError(errno.ECONNREFUSED, why, _WHAT) from None
         end = time.monotonic() + _ANSWER_SECONDS
         while (left := end - time.monotonic()) > 0:
             self._socket.settimeout(left)

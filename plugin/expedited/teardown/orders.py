@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
+from functools import partial
 
 from expedited.teardown.cgroup import Cgroup
 from expedited.teardown.kin import may_share_outside
@@ -73,7 +74,7 @@ class Killing:
             self._send(init)
         for victim in sorted(first, key=lambda victim: victim is not init):
             flags = self._flags | (kill_flag if victim in alone else 0)
-            self._reapers.submit(lambda victim=victim, flags=flags: kill_and_reap(victim, flags))  # type: ignore[misc]
+            self._reapers.submit(partial(kill_and_reap, victim, flags))
             if victim is init:
                 self._until_signalled(victim)
         for victim in first:
@@ -89,7 +90,7 @@ class Killing:
     def reap(self, large: list[Victim]) -> None:
         """Queue those of :meth:`lead`'s for whom there was no reaper at once."""
         for victim in large[self._reapers.count :]:
-            self._reapers.submit(lambda victim=victim: reap(victim, self._flags))  # type: ignore[misc]
+            self._reapers.submit(partial(reap, victim, self._flags))
 
     def follow(self, victims: list[Victim], give_up_at: float) -> None:
         """Signal nothing: have each reaper ask until the runtime's own SIGKILL is there.
@@ -104,7 +105,7 @@ class Killing:
             victim.signalled = victim.fate is not None
 
         for victim in self._by_size(victims) or victims[:1]:
-            self._reapers.submit(lambda victim=victim: follow(victim))  # type: ignore[misc]
+            self._reapers.submit(partial(follow, victim))
 
     def sweep(self, newcomers: list[Victim], *, hold_still: bool) -> None:
         """Kill those who were forked meanwhile.

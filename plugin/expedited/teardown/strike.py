@@ -74,7 +74,6 @@ class Strike:
         self._trigger = trigger
         self._started = time.monotonic() if started is None else started
         self._started_at = time.time() - (time.monotonic() - self._started)
-        self._observing = policy.mode is Mode.OBSERVE
         self._own_reapers: Reapers | None = None
         self._roster = Roster(cgroup) if roster is None else roster
         self._boost = Boost(cgroup)
@@ -87,7 +86,7 @@ class Strike:
         self._skipped = ""
         self._watch = MemoryWatch(cgroup)
         self._support = mrelease_support()
-        self._killing: Killing | None = None
+        self._killing: Killing | None = None  # of whom only observes there is none
         if policy.mode is not Mode.OBSERVE:
             if reapers is None:
                 reapers = self._own_reapers = Reapers()
@@ -101,6 +100,10 @@ class Strike:
                 support=self._support,
                 keep_file=policy.page_cache is not PageCache.DROP,
             )
+
+    @property
+    def _observing(self) -> bool:
+        return self._killing is None
 
     # -- the first part: the signals -----------------------------------------------------------------------------------
 

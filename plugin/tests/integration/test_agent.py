@@ -219,9 +219,8 @@ def test_annotations_hold_from_the_first_stop_on(
         both.append(agent.stop_of(hog.id))
     assert [(stop["mode"], stop["outcome"]) for stop in both] == [("compare", "struck"), ("compare", "observed")]
     dropped = []
-    for _ in range(
-        3
-    ):  # on a busy machine the runtime may be the first to remove the cgroup, and there is nothing to drop then
+    # On a busy machine the runtime may be the first to remove the cgroup, and there is nothing to drop then
+    for _ in range(3):
         hog = make_container("--bytes", "16M", "--file", "/tmp/f", "--map", "8M", pod=kept)
         known = agent.wait_known(hog.id)[hog.id]
         assert (known.policy.page_cache, known.policy.boost, known.policy.mode) == ("drop", False, "strike")

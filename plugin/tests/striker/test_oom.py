@@ -102,9 +102,8 @@ def test_who_is_killed_is_reaped_and_the_others_live_on(
         until(lambda: striker.status()["active"] == 0, "the strike does not end")
         if striker.reports():
             break
-    if (
-        scratch_cgroup.version == 1
-    ):  # version 2 tells late: there may be nobody left to reap, and then nothing to report
+    # Version 2 tells late: there may be nobody left to reap, and then nothing to report
+    if scratch_cgroup.version == 1:
         report = striker.report_of("c1")
         assert (report.trigger, report.outcome, report.order) == ("oom", Outcome.STRUCK, "follow")
         assert report.reason == "out of memory: the kernel killed 1 of 2 processes"
