@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import sys
 import threading
 import time
@@ -77,15 +78,33 @@ def run(options: Options, heartbeat: Heartbeat, log: Log) -> int:
     sys.setswitchinterval(_SWITCH_SECONDS)
     threading.stack_size(_STACK_BYTES)
     _raise_descriptor_limit()
+    # One that comes before there is a loop that it could end waits for it: the socket must not be left behind
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    path = f"{options.run_dir}/striker.sock"
     try:
-        listener = listen(f"{options.run_dir}/striker.sock")
+        listener = listen(path)
     except ExpeditedError as error:
         log.error(str(error))
         return 1
+    try:
+        stops = _until_told(options, policy, listener, heartbeat, log)
+    finally:
+        os.unlink(path)
+    if stops is None:
+        return 1
+    threading.Thread(target=_keep_beating, args=(heartbeat,), daemon=True).start()
+    wait_until_idle(stops, _LAST_STOPS_SECONDS)
+    return 0
+
+
+def _until_told(
+    options: Options, policy: Policy, listener: socket.socket, heartbeat: Heartbeat, log: Log
+) -> Stops | None:
+    """See kills and strike until SIGTERM; the source is closed then, strikes may be in progress. None: it can't work here."""
     # From here on nothing may fork: a copy of the group's descriptor in a child would keep a dead gate shut.
     opened = _open(options, log)
     if opened is None:
-        return 1
+        return None
     group = opened if isinstance(opened, int) else None
     spared = own_container_ids()
     holds = options.hold_executions == "on" or (options.hold_executions == "auto" and not spared)
@@ -136,6 +155,7 @@ def run(options: Options, heartbeat: Heartbeat, log: Log) -> int:
     else:
         source = Observer(opened, roots, log, on_kill=stops.on_kill, on_deleted=stops.on_deleted, beat=heartbeat.beat)
     signal.signal(signal.SIGTERM, lambda *_: source.stop())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     locked = _lock_memory(log)
     realtime = be_realtime(_GATE_PRIORITY)
     heartbeat.beat()  # from the first mark on somebody may be held
@@ -152,11 +172,7 @@ def run(options: Options, heartbeat: Heartbeat, log: Log) -> int:
         source.run()
     finally:
         source.close()
-        os.unlink(f"{options.run_dir}/striker.sock")
-    heartbeat_thread = threading.Thread(target=_keep_beating, args=(heartbeat,), daemon=True)
-    heartbeat_thread.start()
-    wait_until_idle(stops, _LAST_STOPS_SECONDS)
-    return 0
+    return stops
 
 
 def _open(options: Options, log: Log) -> int | ProcConnector | None:

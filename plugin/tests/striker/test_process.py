@@ -65,6 +65,22 @@ def test_without_the_capability_it_says_so_and_ends(tmp_path: Path) -> None:
     assert answer.returncode == 1
     assert "fanotify" in answer.stderr
     assert "Traceback" not in answer.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_between_its_socket_and_its_loop_leaves_no_socket(tmp_path: Path, node: Any) -> None:
+    command = [sys.executable, "-m", "expedited.striker", f"--run-dir={tmp_path}", f"--state-root={node.state_root}"]
+    for _ in range(5):
+        striker = subprocess.Popen([*command, "--hold-executions=off"], stdout=subprocess.DEVNULL)
+        try:
+            while not (tmp_path / "striker.sock").exists():
+                assert striker.poll() is None
+            striker.terminate()
+            assert striker.wait(60) == 0
+        finally:
+            striker.kill()
+            striker.wait()
+        assert not list(tmp_path.iterdir())
 
 
 def memory_of(pid: int, key: str) -> int:
