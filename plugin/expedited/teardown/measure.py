@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from expedited.teardown.cgroup import Cgroup
 from expedited.teardown.report import Memory
@@ -14,6 +15,8 @@ BACK_SHARE = 0.95
 
 # The line of memory.stat that has the anonymous memory, by cgroup version; version 1 counts descendants in total_*.
 _ANON_LINE = {1: b"total_rss ", 2: b"anon "}
+# What the cgroup is charged for, of any kind.
+_USAGE_FILE = {1: "memory.usage_in_bytes", 2: "memory.current"}
 
 
 class MemoryWatch:
@@ -21,13 +24,17 @@ class MemoryWatch:
 
     Opened before the strike, so that a reading is one system call and works up to the moment when the runtime removes
     the cgroup (then it reads as empty).
+
+    The kernel's sums lag: what a nested cgroup gave back stands in its parent's memory.stat until the next flush, seen
+    15 ms and by the kernel's timer up to 2 s later. The charge itself is exact to a few pages, and nothing anonymous is
+    held without one, so whichever is less is nearer to the truth.
     """
 
     def __init__(self, cgroup: Cgroup) -> None:
         self.before: Memory | None = cgroup.memory()
         self.back_seconds: float | None = None
-        self.last_anon_bytes: int | None = self.before.anon_bytes if self.before else None
         self._line = _ANON_LINE[cgroup.version]
+        self._usage_path = f"{cgroup.memory_dir}/{_USAGE_FILE[cgroup.version]}"
         self._descriptor = -1
         if self.before is not None:
             try:
@@ -39,21 +46,40 @@ class MemoryWatch:
         """Read once more; notes the first reading that has at least 95% of the memory back."""
         if self.before is None or self.back_seconds is not None:
             return
-        self.last_anon_bytes = self._anon_bytes()
-        if self.last_anon_bytes <= (1 - BACK_SHARE) * self.before.anon_bytes:
+        if self._at_most_charged(self._anon_bytes()) <= (1 - BACK_SHARE) * self.before.anon_bytes:
             self.back_seconds = at_seconds
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is nothing more to wait for: the memory is back, or can't be measured."""
+        return self.before is None or self.back_seconds is not None
 
     def after(self, cgroup: Cgroup) -> Memory | None:
         """What is left now; all zero when the cgroup was removed, None where memory can't be measured at all."""
         if self.before is None:
             return None
-        return cgroup.memory() or Memory(0, 0, 0, 0)
+        left = cgroup.memory() or Memory(0, 0, 0, 0)
+        return replace(left, anon_bytes=self._at_most_charged(left.anon_bytes))
 
     def close(self) -> None:
         """Let go of the descriptor."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def _at_most_charged(self, anon_bytes: int) -> int:
+        if not anon_bytes:
+            return 0
+        try:
+            descriptor = os.open(self._usage_path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return 0  # removed
+        try:
+            return min(anon_bytes, int(os.read(descriptor, 32)))
+        except OSError:  # ENODEV: removed
+            return 0
+        finally:
+            os.close(descriptor)
 
     def _anon_bytes(self) -> int:
         try:

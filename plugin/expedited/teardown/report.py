@@ -67,7 +67,8 @@ class Report:
             ``api``, ``command``.
         signalled_seconds: When the last SIGKILL was sent; None where the agent signalled nothing (follow, observe).
         answered_seconds: When the runtime was let through the gate; None without a gate.
-        memory_back_seconds: When 95% of the anonymous memory was free; None if it was not, or can't be measured.
+        memory_back_seconds: When 95% of the anonymous memory was free; None if it was not, or can't be measured. The
+            kernel's counters lag, so it may be a little later than gone_seconds.
         gone_seconds: When the cgroup was empty; None if it was not by the deadline.
         lead_seconds: How long before the runtime's own SIGKILL could come the memory was back (negative: after).
         processes: The largest first, at most 64 of them; ``process_count`` says how many there were.

@@ -27,8 +27,8 @@ _FOLLOW_SECONDS = 5.0
 _PATIENT_SWEEPS = 3
 _PROCESSES_REPORTED = 64
 _SWEEPS_REPORTED = 16
-#: How long a report waits for a reaper to say what became of a process that is gone.
-_VERDICT_SECONDS = 0.05
+#: How long a report waits for its reapers to come back, and for the kernel's counters.
+_SETTLE_SECONDS = 0.05
 
 #: How many strikes at once may look as often as they like.
 _WATCHED_CLOSELY = 4
@@ -177,6 +177,7 @@ class Strike:
             if outcome is Outcome.STRUCK and self.policy.page_cache is PageCache.DROP:
                 # Once more: what was mapped by the last to die could not be had before
                 self._drop_page_cache()
+            self._settle()
             return self._report(outcome, reason, gone)
         finally:
             _waiting.remove(self)
@@ -213,6 +214,15 @@ class Strike:
             if time.monotonic() > deadline:
                 self._step("deadline")
                 return None
+
+    def _settle(self) -> None:
+        """An exit is seen before the reaper that brought it about is back from its system call, or the memory counted."""
+        give_up_at = time.monotonic() + _SETTLE_SECONDS
+        while time.monotonic() < give_up_at:
+            self._watch.sample(self._now())
+            if self._watch.settled and not any(victim.being_reaped for victim in self._roster.exited):
+                return
+            time.sleep(0.0002)
 
     def _pause(self) -> float:
         """Seconds until the next look: short at first, when a millisecond matters, and shared among all who look.
@@ -280,10 +290,6 @@ class Strike:
 
     def _report(self, outcome: Outcome, reason: str, gone: float | None) -> Report:
         everybody = [*self._roster.living.values(), *self._roster.exited]
-        # The exit is seen here before the reaper that brought it about has come back from its system call
-        patience_ends = time.monotonic() + _VERDICT_SECONDS
-        while any(victim.being_reaped for victim in self._roster.exited) and time.monotonic() < patience_ends:
-            time.sleep(0.0002)
         everybody.sort(key=lambda victim: -(victim.rss_bytes or 0))
         living = set(self._roster.living)
         processes = tuple(

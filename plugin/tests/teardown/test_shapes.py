@@ -44,8 +44,7 @@ def check_torn_down(report: Report, scratch: Any, *, held_bytes: int, processes:
     else:
         # The kernel sums up its counters per CPU only now and then, so a reading may be a little behind
         assert report.bytes_returned >= 0.9 * held_bytes
-        assert report.memory_back_seconds is not None
-        assert report.memory_back_seconds <= report.gone_seconds
+        assert report.memory_back_seconds is not None  # it may be later than gone: the counters lag
 
 
 def test_a_single_process(scratch_cgroup: Any, hog: Any) -> None:
