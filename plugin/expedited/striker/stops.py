@@ -169,7 +169,7 @@ class Stops:
     def _stop(self, kill: Kill, container: Container) -> None:
         policy = self.policy_of(container.id)
         mode = policy.mode
-        if mode is Mode.OFF or not container.is_running():
+        if mode is Mode.OFF or not self._is_running(container):
             return  # after init's exit the runtime's `kill --all` finds nobody: the memory is back already
         if mode is Mode.COMPARE:
             self._compared += 1
@@ -225,12 +225,20 @@ class Stops:
             return
         roster = Roster(container.cgroup)
         roster.enrol()
+        if not container.is_running():  # asked after its pidfd was opened: so that is init's, if it is
+            roster.close()
+            return
         earlier = self._prepared.pop(container.directory, None)
         if earlier is not None:
             earlier.close()
         self._prepared[container.directory] = roster
         if not os.path.isdir(container.directory):
             self.on_deleted(container.directory)  # it was quicker than we, and nobody would let go of them
+
+    def _is_running(self, container: Container) -> bool:
+        """By init's pidfd where that is held in advance: a look at its /proc/PID/stat takes 60 us of a kill's time."""
+        prepared = self._prepared.get(container.directory)
+        return (prepared is not None and prepared.holds(container.init_pid)) or container.is_running()
 
     def _container(self, directory: str, descriptor: int) -> Container:
         """From the state file, or from what was learnt when it was started, if the file is the same still."""

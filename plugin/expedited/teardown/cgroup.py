@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from expedited.errors import ExpeditedError, UsageError
 from expedited.teardown.hierarchies import hierarchies
+from expedited.teardown.memory_stat import memory
 from expedited.teardown.report import Memory
 
 __all__ = ["Cgroup", "CgroupGone", "TargetError"]
@@ -174,20 +175,19 @@ class Cgroup:
         if self.memory_dir is None:
             return None
         try:
-            text = _read(self.memory_dir + "/memory.stat")
+            return self.memory_by(_read(self.memory_dir + "/memory.stat"))
         except OSError:
             return None
-        stat = {name: int(value) for name, _, value in (line.partition(b" ") for line in text.splitlines())}
-        if self.version == 1:
-            shmem = stat.get(b"total_shmem", 0)
-            cache = stat.get(b"total_cache", 0)
-            return Memory(stat.get(b"total_rss", 0), max(0, cache - shmem), shmem, stat.get(b"total_swap", 0))
-        try:
-            swap = int(_read(self.memory_dir + "/memory.swap.current"))
-        except OSError:
-            swap = 0
-        shmem = stat.get(b"shmem", 0)
-        return Memory(stat.get(b"anon", 0), max(0, stat.get(b"file", 0) - shmem), shmem, swap)
+
+    def memory_by(self, stat: bytes) -> Memory:
+        """The same from a memory.stat that was read already."""
+        swap = 0
+        if self.version == 2:
+            try:
+                swap = int(_read(f"{self.memory_dir}/memory.swap.current"))
+            except OSError:
+                pass
+        return memory(stat, self.version, swap)
 
     # -- what can be done to it ----------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 
 from expedited.teardown.cgroup import Cgroup
+from expedited.teardown.memory_stat import anon_bytes
 from expedited.teardown.report import Memory
 
 __all__ = ["BACK_SHARE", "MemoryWatch"]
@@ -13,8 +14,6 @@ __all__ = ["BACK_SHARE", "MemoryWatch"]
 #: *Memory back* is when this share of the cgroup's anonymous memory is free.
 BACK_SHARE = 0.95
 
-# The line of memory.stat that has the anonymous memory, by cgroup version; version 1 counts descendants in total_*.
-_ANON_LINE = {1: b"total_rss ", 2: b"anon "}
 # What the cgroup is charged for, of any kind.
 _USAGE_FILE = {1: "memory.usage_in_bytes", 2: "memory.current"}
 
@@ -31,22 +30,26 @@ class MemoryWatch:
     """
 
     def __init__(self, cgroup: Cgroup) -> None:
-        self.before: Memory | None = cgroup.memory()
+        self.before: Memory | None = None
         self.back_seconds: float | None = None
-        self._line = _ANON_LINE[cgroup.version]
+        self._version = cgroup.version
         self._usage_path = f"{cgroup.memory_dir}/{_USAGE_FILE[cgroup.version]}"
         self._descriptor = -1
-        if self.before is not None:
-            try:
-                self._descriptor = os.open(f"{cgroup.memory_dir}/memory.stat", os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:
-                self.before = None
+        if cgroup.memory_dir is None:
+            return
+        try:
+            self._descriptor = os.open(f"{cgroup.memory_dir}/memory.stat", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return
+        stat = self._stat()
+        if stat:
+            self.before = cgroup.memory_by(stat)
 
     def sample(self, at_seconds: float) -> None:
         """Read once more; notes the first reading that has at least 95% of the memory back."""
         if self.before is None or self.back_seconds is not None:
             return
-        if self._at_most_charged(self._anon_bytes()) <= (1 - BACK_SHARE) * self.before.anon_bytes:
+        if self._at_most_charged(anon_bytes(self._stat(), self._version)) <= (1 - BACK_SHARE) * self.before.anon_bytes:
             self.back_seconds = at_seconds
 
     @property
@@ -67,27 +70,22 @@ class MemoryWatch:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _at_most_charged(self, anon_bytes: int) -> int:
-        if not anon_bytes:
+    def _at_most_charged(self, counted_bytes: int) -> int:
+        if not counted_bytes:
             return 0
         try:
             descriptor = os.open(self._usage_path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return 0  # removed
         try:
-            return min(anon_bytes, int(os.read(descriptor, 32)))
+            return min(counted_bytes, int(os.read(descriptor, 32)))
         except OSError:  # ENODEV: removed
             return 0
         finally:
             os.close(descriptor)
 
-    def _anon_bytes(self) -> int:
+    def _stat(self) -> bytes:
         try:
-            text = b"\n" + os.pread(self._descriptor, 16384, 0)
+            return os.pread(self._descriptor, 16384, 0)
         except OSError:  # ENODEV: removed
-            return 0
-        start = text.find(b"\n" + self._line)
-        if start < 0:
-            return 0
-        start += len(self._line) + 1
-        return int(text[start : text.index(b"\n", start)])
+            return b""

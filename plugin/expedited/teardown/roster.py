@@ -131,12 +131,13 @@ class Roster:
         living = self.living
         self._listed = frozenset(self.cgroup.pids())
         self.cgroup.refuse_members(self._listed)
+        unknown = self._listed - living.keys()
+        if not unknown:
+            return []
         opened: list[tuple[int, Pidfd]] = []
         # The kernel gives out the lowest number that is free, so a high one says how many are in use
         highest = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_DESCRIPTORS
-        for pid in sorted(self._listed):  # the oldest first, and init with them
-            if pid in living:
-                continue
+        for pid in sorted(unknown):  # the oldest first, and init with them
             if len(opened) >= MOST_AT_ONCE:
                 break
             try:
@@ -174,10 +175,14 @@ class Roster:
         """
         earlier = list(self.living.values())
         newcomers = self.enrol()
-        for victim in earlier:
-            if victim.pid not in self._listed:
-                self._dismiss(victim)
+        for pid in self.living.keys() - self._listed:
+            self._dismiss(self.living[pid])
         return [victim for victim in earlier if victim.pid in self.living] + newcomers
+
+    def holds(self, pid: int) -> bool:
+        """Whether a pidfd that was opened for this process is held here, and it has not exited."""
+        victim = self.living.get(pid)
+        return victim is not None and not victim.has_exited()
 
     def _dismiss(self, victim: Victim) -> None:
         assert victim.pidfd is not None
