@@ -153,7 +153,7 @@ int main(void)
 	int seconds = atoi(getenv("MRELEASE_STRESS_SECONDS") ?: "60"), kills = 0, bad = 0;
 	victim_fn others[] = { rewrites, reads, maps, presses };
 	pid_t pids[4];
-	char events[256];
+	char events[256], stat[256];
 
 	steady = strdup(work_path("steady"));
 	moving = strdup(work_path("moving"));
@@ -164,6 +164,7 @@ int main(void)
 
 	group = cgroup_new("stress");
 	snprintf(events, sizeof(events), "%s/memory.events", group.path);
+	snprintf(stat, sizeof(stat), "%s/memory.stat", group.path);
 	for (int i = 0; i < 4; i++)
 		pids[i] = spawn(others[i], NULL);
 	for (double end = now() + seconds; now() < end; kills++) {
@@ -188,15 +189,16 @@ int main(void)
 		if (waitpid(pids[i], &status, 0) != pids[i] || status)
 			bad++;
 	}
-	long pressed = read_key(events, "max");
+	/* By the limit or by memory.reclaim: a slow kernel may have so much of the latter that it never comes to the former */
+	long limited = read_key(events, "max"), scanned = read_key(stat, "pgscan");
 
 	sync();
 	write_text("/proc/sys/vm/drop_caches", "3");
 	bool right = file_holds_pattern(steady, STEADY_BYTES, 21);
 
-	tap(!bad && !shared->result && right && kills > 0 && pressed > 0, "reap_against_everything_else",
-	    "%d kills in %d s, %d went wrong, %d wrong contents, %ld times at the memory limit", kills, seconds, bad, shared->result,
-	    pressed);
+	tap(!bad && !shared->result && right && kills > 0 && scanned > 0, "reap_against_everything_else",
+	    "%d kills in %d s, %d went wrong, %d wrong contents, %ld times at the memory limit, %ld pages scanned", kills, seconds,
+	    bad, shared->result, limited, scanned);
 	figure("stress_kills", "%d", kills, "kills");
 	unlink(steady);
 	unlink(moving);
