@@ -129,13 +129,14 @@ def _refusal(method: str, path: str, response: Response, body: bytes) -> ApiErro
     except ValueError:
         said = None
     if not isinstance(said, dict):  # a proxy in between, or a server that is overwhelmed, answers in plain text
-        said = {"code": response.status, "message": " ".join(body.decode(errors="replace").split())[:200]}
-    return _as_error(method, path, {"code": response.status, **said}, response)
+        said = {"message": " ".join(body.decode(errors="replace").split())[:200]}
+    return _as_error(method, path, said, response)
 
 
 def _as_error(method: str, path: str, status: _Object, response: Response) -> ApiError:
     """From a Status object (kubernetes apimachinery meta/v1 Status)."""
-    code = int(status.get("code") or 500)
+    said = status.get("code")  # whatever stands between us and the API server may put anything there
+    code = said if isinstance(said, int) and said > 0 else max(response.status, 400)
     after = response.headers.get("retry-after", "")
     kind = ExpiredError if code == 410 else ApiError
     return kind(

@@ -52,19 +52,19 @@ class OomWatch:
     def _hear(self, descriptor: int) -> None:
         bell = self._bells[descriptor]
         try:
-            rang = bell.rang()
+            if bell.rang():
+                self._on_oom(bell.container, time.monotonic())
         except OSError:
-            rang = False
-        if rang:
-            self._on_oom(bell.container, time.monotonic())
-        if not os.path.isdir(bell.directory):  # both versions ring when the cgroup goes
+            self._let_go(descriptor)  # its cgroup is gone; one of the same name may be there, with a bell to come
+            return
+        if bell.is_of_the_past():
             self._let_go(descriptor)
 
     def _follow(self) -> None:
         """Listen to those who are new, and no more to those who are gone."""
         there = set(self._roots.marked)
         for descriptor, bell in list(self._bells.items()):
-            if bell.container.directory not in there or not os.path.isdir(bell.directory):
+            if bell.container.directory not in there or bell.is_of_the_past():
                 self._let_go(descriptor)
         for directory in there - {bell.container.directory for bell in self._bells.values()}:
             try:
@@ -101,6 +101,7 @@ class _Bell:
         self.container = container
         self.directory = str(cgroup.memory_dir)
         self._version = cgroup.version
+        self._inode = os.stat(self.directory).st_ino
         self._kills = 0
         if self._version == 2:
             self.events = select.POLLPRI
@@ -124,9 +125,16 @@ class _Bell:
         """Whether it was for a kill; version 1 rings before, and nobody may be killed in the end."""
         if self._version == 1:
             os.eventfd_read(self.descriptor)
-            return os.path.isdir(self.directory)
+            return not self.is_of_the_past()
         before, self._kills = self._kills, self._count()
         return self._kills > before
+
+    def is_of_the_past(self) -> bool:
+        """Whether its cgroup is gone, be it that another has its name: a container that starts again under the same id."""
+        try:
+            return os.stat(self.directory).st_ino != self._inode
+        except OSError:
+            return True
 
     def _count(self) -> int:
         lines = os.pread(self.descriptor, 4096, 0).splitlines()

@@ -226,6 +226,8 @@ class Roots:
         return base[len(directory.rstrip("/")) + 1 :].split("/", 1)[0]
 
     def _follow_parent(self, parent: str) -> None:
+        # As the kernel names the file that somebody opens: below /var/run, say, the same container would have two names
+        parent = os.path.realpath(parent)
         try:
             watch = self.inotify.watch(parent, IN_CREATE | IN_MOVED_TO | IN_DELETE | IN_DELETE_SELF)
         except OSError:

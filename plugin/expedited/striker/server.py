@@ -147,7 +147,7 @@ class Server:
         stops.policies = fresh if message.get("replace") else {**stops.policies, **fresh}
 
     def _do_forget(self, connection: socket.socket, message: dict[str, Any]) -> None:
-        self._stops().policies.pop(message["id"], None)
+        self._stops().forget(message["id"])
 
     def _do_leaving(self, connection: socket.socket, message: dict[str, Any]) -> None:
         self._stops().leaving.update(message["ids"])

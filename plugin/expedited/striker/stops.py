@@ -91,7 +91,10 @@ class Stops:
         prepared = self._prepared.pop(directory, None)
         if prepared is not None:
             prepared.close()
-        container_id = os.path.basename(directory)
+        self.forget(os.path.basename(directory))
+
+    def forget(self, container_id: str) -> None:
+        """Nothing that was told of it holds any more."""
         self.policies.pop(container_id, None)
         self.leaving.discard(container_id)
 
@@ -224,7 +227,7 @@ class Stops:
         if self.policy_of(container.id).mode in (Mode.OFF, Mode.OBSERVE) or len(self._prepared) >= _PREPARED_AT_MOST:
             return
         roster = Roster(container.cgroup)
-        roster.enrol()
+        roster.enrol(ahead=True)
         if not container.is_running():  # asked after its pidfd was opened: so that is init's, if it is
             roster.close()
             return

@@ -109,11 +109,11 @@ def _watch(pid: int, heartbeat: Heartbeat, asked_to_stop: list[int], reader: int
             if asked_to_stop and not told:
                 told = True
                 signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-            if heartbeat.age_seconds() > HUNG_SECONDS:
-                log.error(
-                    f"the gate has not gone round for {heartbeat.age_seconds():.1f} s: killing it, which opens it"
-                )
+            age_seconds = heartbeat.age_seconds()
+            if age_seconds > HUNG_SECONDS:
+                # First of all: the line that says so may have to wait for whoever reads it
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                log.error(f"the gate has not gone round for {age_seconds:.1f} s: it was killed, which opens it")
                 poller.unregister(reader)
                 poller.poll()
     finally:

@@ -217,7 +217,8 @@ class Boost:
             before = _read(path)
         except OSError:
             return
-        if before == value or (word == "quota" and before.startswith(("max", "-1"))):
+        # Nothing to lift: it is so already, there is no quota, or (version 2, empty) the CPU set is the parent's
+        if before in (value, "") or (word == "quota" and before.startswith(("max", "-1"))):
             return
         if _write(path, value):
             self._saved.append((path, before))

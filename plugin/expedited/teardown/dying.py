@@ -8,6 +8,7 @@ mm/oom_kill.c), as by then most have exited by themselves, if they had a CPU to 
 from __future__ import annotations
 
 import errno
+import threading
 import time
 from collections import deque
 
@@ -81,6 +82,8 @@ class _Hunt:
         self._flags = KEEP_FILE if policy.page_cache is not PageCache.DROP and mrelease_support().keep_file else 0
         # Asked in turns by all reapers; whoever is being reaped is in nobody's turn
         self._waiting = deque((victim, victim.pidfd) for victim in victims)
+        self._turn = threading.Lock()
+        self._asking = 0  # who is in no queue, but at a reaper
         self._last_at = 0.0
         self._gone: float | None = None
         for victim in victims:
@@ -91,22 +94,33 @@ class _Hunt:
         while not self._over():
             began = time.monotonic()
             for _ in range(len(self._waiting)):
-                try:
-                    victim, pidfd = self._waiting.popleft()
-                except IndexError:
-                    break  # the other reapers have them
-                assert pidfd is not None
-                code = process_mrelease(pidfd.number, self._flags)
-                if code in (errno.EINVAL, errno.EAGAIN, errno.EINTR):
-                    self._waiting.append((victim, pidfd))
-                    continue
-                gone = Fate.GONE if victim.has_exited() else Fate.LOST_RACE
-                victim.fate = Fate.REAPED if code == 0 else gone
-                self._last_at = time.monotonic()
-                self.dead.append(victim)
+                if not self._ask_next():
+                    break
             now = time.monotonic()
             pause = _ASK_EVERY_SECONDS if now < self._started + _KEEN_SECONDS else _ASK_LATER_EVERY_SECONDS
             time.sleep(max(pause, _PAUSE_FOR_ASKING * (now - began)))
+
+    def _ask_next(self) -> bool:
+        """Ask who is next; False when the other reapers have them all."""
+        with self._turn:
+            if not self._waiting:
+                return False
+            victim, pidfd = self._waiting.popleft()
+            self._asking += 1
+        assert pidfd is not None
+        code = process_mrelease(pidfd.number, self._flags)
+        if code == 0:
+            victim.fate = Fate.REAPED
+        elif code not in (errno.EINVAL, errno.EAGAIN, errno.EINTR):
+            victim.fate = Fate.GONE if victim.has_exited() else Fate.LOST_RACE
+        with self._turn:
+            self._asking -= 1
+            if victim.fate is None:
+                self._waiting.append((victim, pidfd))
+            else:
+                self._last_at = time.monotonic()
+                self.dead.append(victim)
+        return True
 
     def wait(self) -> None:
         """Until those who were killed are gone, or nobody was."""
@@ -114,15 +128,21 @@ class _Hunt:
         while time.monotonic() < deadline:
             self._roster.wait(_LOOK_EVERY_SECONDS)
             self._watch.sample(self._now())
-            if not self._roster.living:
+            if not self._roster.living and self._gone is None:
                 self._gone = self._now()
-                return
-            if self._over() and not any(victim.pid in self._roster.living for victim in self.dead):
+            if self._asking:
+                continue  # its fate is in the report
+            if self._gone is not None or (
+                self._over() and not any(victim.pid in self._roster.living for victim in self.dead)
+            ):
                 return
 
     def _over(self) -> bool:
-        since = max(self._kill_by if not self.dead else 0.0, self._last_at + _APART_SECONDS)
-        return not self._waiting or time.monotonic() > since
+        with self._turn:
+            if self._asking:
+                return False
+            since = max(self._kill_by if not self.dead else 0.0, self._last_at + _APART_SECONDS)
+            return not self._waiting or time.monotonic() > since
 
     def _now(self) -> float:
         return time.monotonic() - self._started

@@ -20,7 +20,7 @@ from expedited.teardown.linux import REAP_KILL, be_realtime, process_mrelease
 from expedited.teardown.report import Fate
 from expedited.teardown.roster import Pidfd, Victim
 
-__all__ = ["REAPER_PRIORITY", "STRIKER_PRIORITY", "Reapers", "kill_and_reap", "reap", "reap_when_killed"]
+__all__ = ["REAPER_PRIORITY", "STRIKER_PRIORITY", "Reapers", "kill_and_reap", "reap", "reap_if_killed"]
 
 #: SCHED_RR priority of the reaping threads: below the gate, above the boosted dying.
 REAPER_PRIORITY = 2
@@ -92,30 +92,24 @@ def kill_and_reap(victim: Victim, flags: int) -> Fate | None:
         return _reap(victim, pidfd.number, flags & ~REAP_KILL)
 
 
-def reap_when_killed(victim: Victim, flags: int, *, give_up_at: float) -> Fate | None:
-    """Reap a process whose killer is somebody else (order *follow*): the runtime, which has just passed the gate.
-
-    Until its SIGKILL is there the kernel answers EINVAL, and this asks again; nothing is ever signalled.
+def reap_if_killed(victim: Victim, flags: int) -> bool:
+    """Reap a process whose killer is somebody else (order *follow*), if its SIGKILL is there; nothing is ever signalled.
 
     Returns:
-        As :func:`reap`; None when no SIGKILL had come by ``give_up_at``.
+        Whether there is nothing more to ask: its fate is known, or nobody wants to know it any more. False: the kernel says
+        EINVAL, as it is not being killed yet, or "not now".
     """
-    patient_from = time.monotonic() + 0.05
     with _reaping(victim) as pidfd:
-        while pidfd is not None:
-            code = process_mrelease(pidfd.number, flags)
-            if code not in (errno.EINVAL, errno.EAGAIN):
-                if code == 0:
-                    victim.fate = Fate.REAPED
-                elif code == errno.ESRCH:
-                    victim.fate = Fate.GONE if victim.has_exited() else Fate.LOST_RACE
-                return victim.fate
-            now = time.monotonic()
-            if now > give_up_at:
-                return None
-            # runc needs 2 to 5 ms from the gate to its signal, much longer where it waits for a CPU itself
-            time.sleep(0.0001 if now < patient_from else 0.001)
-    return None
+        if pidfd is None:
+            return True
+        code = process_mrelease(pidfd.number, flags)
+        if code in (errno.EINVAL, errno.EAGAIN, errno.EINTR):
+            return False
+        if code == 0:
+            victim.fate = Fate.REAPED
+        elif code == errno.ESRCH:
+            victim.fate = Fate.GONE if victim.has_exited() else Fate.LOST_RACE
+        return True
 
 
 @contextmanager

@@ -22,8 +22,9 @@ __all__ = ["MOST_AT_ONCE", "Pidfd", "Roster", "Victim"]
 MOST_AT_ONCE = 4096
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-# Descriptors left free for everything else that a strike, and whoever called it, opens.
-_SPARE_DESCRIPTORS = 32
+# Descriptors left free for everything else that a strike, and whoever called it, opens. When there is none for the file that
+# somebody held at the gate is opening, the kernel doesn't let them through: it refuses them.
+_SPARE_DESCRIPTORS = 128
 _THREADS_LOOKED_AT = 8
 
 
@@ -119,8 +120,11 @@ class Roster:
     def __len__(self) -> int:
         return len(self.living) + len(self.exited)
 
-    def enrol(self) -> list[Victim]:
+    def enrol(self, *, ahead: bool = False) -> list[Victim]:
         """Take in every member that is not known yet.
+
+        Args:
+            ahead: In advance of a kill: half of the descriptors stay for those whose time has come.
 
         Returns:
             The newcomers. Empty when the cgroup holds nobody that was not known before.
@@ -136,7 +140,8 @@ class Roster:
             return []
         opened: list[tuple[int, Pidfd]] = []
         # The kernel gives out the lowest number that is free, so a high one says how many are in use
-        highest = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_DESCRIPTORS
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        highest = limit // 2 if ahead else limit - min(_SPARE_DESCRIPTORS, limit // 4)
         for pid in sorted(unknown):  # the oldest first, and init with them
             if len(opened) >= MOST_AT_ONCE:
                 break
@@ -146,9 +151,9 @@ class Roster:
                 if error.errno in (errno.EMFILE, errno.ENFILE):
                     break
                 continue  # ESRCH: it is gone; EINVAL: a thread's number, so not the process that was listed
-            opened.append((pid, pidfd))
-            if pidfd.number >= highest:
+            if pidfd.number >= highest and (ahead or opened or living):
                 break  # strike those we have; the next round takes the rest
+            opened.append((pid, pidfd))
         if not opened:
             return []
         members = set(self.cgroup.pids())

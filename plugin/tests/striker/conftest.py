@@ -140,22 +140,26 @@ class Node:
         self._stack.callback(self._end, process)
         assert process.stdout is not None
         assert process.stdout.readline() == b"READY\n"
-        start = int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19])
+        self.adopt(container_id, process.pid, cgroup, padding=padding, crun=crun)
+        return process
+
+    def adopt(self, container_id: str, pid: int, cgroup: Any, *, padding: int = 0, crun: bool = False) -> None:
+        """The state that a runtime has of a container whose init is this process."""
+        start = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
         if crun:
-            self.state(container_id, {"pid": process.pid, "process-start-time": start}, name="status")
-            return process
+            self.state(container_id, {"pid": pid, "process-start-time": start}, name="status")
+            return
         paths = {"" if key == "unified" else key: str(place) for key, place in cgroup.directories.items()}
         state = {
             "padding": ["x"] * padding,
             "id": container_id,
-            "init_process_pid": process.pid,
+            "init_process_pid": pid,
             "init_process_start": start,
             "cgroup_paths": paths,
         }
         if padding:  # the stand-in reads no more than a little
             state["padding"] = state.pop("padding")
         self.state(container_id, state)
-        return process
 
     def state(self, container_id: str, content: Any, *, name: str = "state.json") -> Path:
         """Write a container's state as runc does: under another name, then moved."""

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -121,6 +122,32 @@ def test_who_is_killed_is_reaped_and_the_others_live_on(
     assert triggers[-1] == "gate:kill"
 
 
+def test_a_container_of_one_large_process_is_reported_too(
+    node: Any,
+    striker: Any,
+    make_cgroup_v1: Callable[[], Any],
+    make_grower: Callable[..., Any],
+    bells: Bells,
+    until: Any,
+) -> None:
+    """Nobody waits to be asked then, while the one is being reaped."""
+    for number in range(_TRIES):
+        cgroup = make_cgroup_v1()
+        _limit(cgroup, 424 * MIB)
+        grower = make_grower(cgroup, 400)
+        node.adopt(f"c{number}", grower.pid, cgroup)
+        until(lambda number=number: bells(striker) == number + 1, "it is not listened to")
+        with starved(cgroup):
+            grow(grower)
+            assert grower.wait() == -signal.SIGKILL
+        until(lambda: striker.status()["active"] == 0, "the strike does not end")
+        if striker.reports():
+            break
+    (report,) = striker.reports()
+    assert (report.trigger, report.process_count, report.outcome) == ("oom", 1, Outcome.STRUCK)
+    assert report.reason == "out of memory: the kernel killed 1 of 1 processes"
+
+
 @pytest.mark.parametrize("policy", [{"mode": "off"}, {"mode": "observe"}, {"min_size_bytes": 1 << 30}], ids=str)
 def test_a_policy_that_forbids_it_leaves_it_to_the_kernel(
     node: Any,
@@ -141,6 +168,40 @@ def test_a_policy_that_forbids_it_leaves_it_to_the_kernel(
     node.run("state", "c1")
     assert striker.status()["active"] == 0
     assert striker.reports() == []
+
+
+def test_a_container_that_starts_again_under_its_id_is_listened_to_again(
+    node: Any,
+    striker: Any,
+    make_cgroup_v1: Callable[[], Any],
+    make_grower: Callable[..., Any],
+    bells: Bells,
+    until: Any,
+) -> None:
+    """`docker restart`: id, state directory and cgroup have the same names, and are others."""
+    cgroup = make_cgroup_v1()
+    first = node.container("c1", cgroup)
+    until(lambda: bells(striker) == 1, "it is not listened to")
+    first.kill()
+    first.wait()
+    for directory in cgroup.directories.values():
+        directory.rmdir()
+        directory.mkdir()
+    for name in ("cpuset.cpus", "cpuset.mems") if "cpuset" in cgroup.directories else ():
+        place = cgroup.directories["cpuset"] / name
+        place.write_text((place.parent.parent / name).read_text())
+    for _ in range(_TRIES):
+        _limit(cgroup, 72 * MIB)
+        grower = make_grower(cgroup, 48)
+        node.adopt("c1", grower.pid, cgroup)
+        time.sleep(2)  # it looks once a second
+        with starved(cgroup):
+            grow(grower)
+            assert grower.wait() == -signal.SIGKILL
+        until(lambda: striker.status()["active"] == 0, "the strike does not end")
+        if striker.reports():
+            break
+    assert striker.reports()[0].trigger == "oom"
 
 
 def test_a_container_that_goes_is_listened_to_no_more(

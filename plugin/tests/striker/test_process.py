@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +142,46 @@ def test_the_supervisor_never_holds_the_group(striker: Any) -> None:
 
     assert "anon_inode:[fanotify]" in kinds(status["pid"])
     assert "anon_inode:[fanotify]" not in kinds(status["supervisor_pid"])
+
+
+def test_a_beat_is_never_seen_half_written() -> None:
+    """Or a gate that works would be taken for one that hangs, and killed: a strike in progress with it."""
+    heartbeat = Heartbeat()
+    heartbeat.beat()
+    writer = os.fork()
+    if writer == 0:
+        while True:
+            heartbeat.beat()
+    try:
+        oldest = max(heartbeat.age_seconds() for _ in range(200_000))
+        assert oldest < 60, "the writer may be kept off the CPU, but it has not been since the machine came up"
+    finally:
+        os.kill(writer, signal.SIGKILL)
+        os.waitpid(writer, 0)
+
+
+def test_what_is_held_in_advance_leaves_descriptors_for_the_gate(
+    node: Any, make_striker: Any, make_cgroup_v1: Any, until: Any
+) -> None:
+    """With none left for the file that a held runtime is opening, the kernel refuses that runtime."""
+    limit = 400
+    striker = make_striker(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)))
+    processes = [
+        node.container(f"c{number}", make_cgroup_v1(), "--bytes", "8K", "--children", "149") for number in range(4)
+    ]
+    striker.wait_gated("c0", "c1", "c2", "c3")
+    for number in range(4):
+        node.run("kill", f"c{number}", "15", idle=True)
+        striker.said("stop_began", id=f"c{number}")
+    gate = striker.status()["pid"]
+    held = lambda: len(list(Path(f"/proc/{gate}/fd").iterdir()))  # noqa: E731
+    until(lambda: held() > limit // 4, "it holds nobody in advance")
+    time.sleep(1)  # it goes on, if it does
+    assert held() <= limit // 2 + 32
+    for number, process in enumerate(processes):
+        node.run("kill", f"c{number}", "9")
+        assert striker.report_of(f"c{number}").outcome == "struck"
+        assert process.wait(60) == -signal.SIGKILL
 
 
 def test_a_gate_that_is_still_starting_is_not_taken_for_hung() -> None:

@@ -44,6 +44,17 @@ def test_a_directory_that_goes_is_told_of(group: int, tmp_path: Path) -> None:
     assert names(roots) == set()
 
 
+def test_by_way_of_a_symbolic_link_a_container_has_its_real_name(group: int, tmp_path: Path) -> None:
+    """Docker's is below /var/run where that is a link to /run; a file that is opened is known by its real name alone."""
+    (tmp_path / "run" / "ns" / "c1").mkdir(parents=True)
+    (tmp_path / "var-run").symlink_to("run")
+    roots = Roots(group, [f"{tmp_path}/var-run/*"], frozenset(), hold_executions=False)
+    roots.scan()
+    assert roots.marked == (f"{tmp_path}/run/ns/c1",)
+    (tmp_path / "run" / "ns" / "c1").rmdir()
+    assert roots.drain() == [f"{tmp_path}/run/ns/c1"]
+
+
 def test_namespaces_and_roots_may_come_later(group: int, tmp_path: Path) -> None:
     base = tmp_path / "run" / "containerd" / "runc"
     roots = Roots(group, [f"{base}/*", f"{tmp_path}/run/crun"], frozenset(), hold_executions=False)

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 from expedited.teardown import Cgroup, Fate, Policy, Reapers, strike
 from expedited.teardown import reap as reap_module
 from expedited.teardown.linux import mrelease_support, process_mrelease
+from expedited.teardown.orders import Killing
 from expedited.teardown.reap import kill_and_reap, reap
-from expedited.teardown.roster import Pidfd, Victim
+from expedited.teardown.roster import Pidfd, Roster, Victim
 
 
 def open_descriptors() -> int:
@@ -89,6 +91,21 @@ def test_a_pidfd_stays_open_while_a_reaper_is_at_it(hog: Any, monkeypatch: pytes
     assert fates == [Fate.GONE]
     with pytest.raises(OSError, match="No such file"):
         Path(f"/proc/self/fd/{number}").readlink()
+
+
+def test_who_waits_for_a_kill_is_in_nobodys_way(hog: Any, scratch_cgroup: Any, alive: Any) -> None:
+    processes = [hog("--bytes", "8M", cgroup=scratch_cgroup) for _ in range(3)]
+    cgroup, roster = Cgroup.find(scratch_cgroup.path), Roster(Cgroup.find(scratch_cgroup.path))
+    done = threading.Event()
+    with Reapers(1) as pool:
+        killing = Killing(
+            cgroup, roster, pool, init_pid=processes[0].pid, anon_bytes=None, support=mrelease_support(), keep_file=True
+        )
+        killing.follow(roster.muster(), time.monotonic() + 60)
+        pool.submit(done.set)
+        assert done.wait(30)
+        assert all(alive(process.pid) for process in processes)
+        roster.close()
 
 
 def test_the_pool_outlives_its_strikes(scratch_cgroup: Any, hog: Any) -> None:
