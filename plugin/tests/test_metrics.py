@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import threading
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
@@ -230,7 +231,19 @@ def test_what_is_no_host_and_port_is_a_usage_error(metrics: Metrics, address: st
         metrics.serve(address)
 
 
-@pytest.mark.parametrize("host", ["no-such-host.invalid", "203.0.113.1"])
+def test_who_connects_and_says_nothing_takes_no_thread_and_is_let_go(metrics: Metrics, address: str) -> None:
+    host, _, port = address.rpartition(":")
+    before = threading.active_count()
+    silent = [socket.create_connection((host, int(port))) for _ in range(2)]
+    assert threading.active_count() == before
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=60) as answer:
+        assert answer.status == 200
+    for one in silent:
+        assert one.recv(1) == b""
+        one.close()
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "203.0.113.1", "127.0.0..1", "x" * 64])
 def test_an_address_of_another_machine_is_a_usage_error(metrics: Metrics, host: str) -> None:
     with pytest.raises(UsageError, match=f"metrics_address is .*{host}"):
         metrics.serve(f"{host}:9788")

@@ -46,6 +46,8 @@ __all__ = ["Agent", "run"]
 _STATUS_SECONDS = 5.0
 #: A strike answers at its own deadline; the answer then still has to come.
 _ANSWER_SLACK_SECONDS = 5.0
+#: How long the default policy waits for the annotations that may forbid what it says.
+_FIRST_LOOK_SECONDS = 10.0
 #: How long a pod's sandbox is left alone until the runtime has taken note of its containers' ends.
 _NOTED_SECONDS = 2.0
 
@@ -75,6 +77,7 @@ class Agent:
         self._started_at = time.time()
         self._preinstalled = "NRI_PLUGIN_SOCKET" in os.environ  # started by the runtime, as a plugin of its own
         self._with_nri = bool(settings.nri_socket) or self._preinstalled
+        self._looked = asyncio.Event()  # a source has told of all containers, and with them of their annotations
         self._stops = StopLog()
         self._pod_cache = PodCache(self._pod_cache_dropped)
         self._inventory = Inventory(settings, self._policies_changed)
@@ -86,6 +89,7 @@ class Agent:
             gate=self._gate_before_start,
             started=self._container_started,
             pod_ended=self._pod_ended,
+            synchronized=self._looked.set,
         )
         self._containerd: ContainerdClient | None = None
         self._listed: asyncio.Event | None = None  # by containerd, for the first time
@@ -121,25 +125,32 @@ class Agent:
             if settings.containerd_socket:
                 self._containerd = ContainerdClient(settings.containerd_socket, settings.cri_namespace)
                 stack.push_async_callback(self._containerd.close)
-                source = ContainerdSource(self._containerd, self._inventory, gate=self._gate_quietly)
+                source = ContainerdSource(
+                    self._containerd, self._inventory, gate=self._gate_quietly, listed=self._looked.set
+                )
                 self._listed = source.listed
                 others.append(asyncio.create_task(source.run()))
             if self._kubernetes is not None:
                 self._do(self._kubernetes.run())
+            self._do(self._look_first())
             _log.info("the agent runs", version=__version__, mode=settings.policy.mode.value, api=settings.api_socket)
             for task in others:
                 task.add_done_callback(lambda done: None if done.cancelled() else stop.set())
+            why = ""
             try:
                 await striker
                 await stop.wait()
-            except ExpeditedError as why:
-                if self._kubernetes is not None:
-                    await self._kubernetes.last_word(str(why))
+            except ExpeditedError as last:
+                why = str(last)
                 raise
             finally:
-                for task in (*others, *self._chores):
+                chores = list(self._chores)
+                for task in (*others, *chores):
                     task.cancel()
                 ended = await asyncio.gather(*others, return_exceptions=True)
+                await asyncio.gather(*chores, return_exceptions=True)
+                if self._kubernetes is not None:
+                    await self._kubernetes.last_word(why)
             for problem in ended:
                 if isinstance(problem, Exception):
                     raise problem
@@ -152,6 +163,17 @@ class Agent:
         if self._preinstalled:
             # Started by a runtime that has ended or let go of us: it starts another when it comes back
             stop.set()
+
+    async def _look_first(self) -> None:
+        """Until the annotations are known a new striker only observes, and one taken over goes by what it was told before."""
+        if self._with_nri or self._containerd is not None:
+            try:
+                async with asyncio.timeout(_FIRST_LOOK_SECONDS):
+                    await self._looked.wait()
+            except TimeoutError:
+                _log.warning("no source has told of containers yet: until one does, the default policy holds for all")
+        self._looked.set()
+        self._striker.tell_policies(self._inventory.policies(), default=self._settings.policy)
 
     def _policies_changed(self, change: Change) -> None:
         for problem in change.problems:
@@ -193,8 +215,8 @@ class Agent:
         """Kubernetes knows before the kill that it will not come back: its page cache may go with it."""
         members = [known.id for known in self._inventory if known.seen.pod_uid == uid]
         if members:
-            _log.debug("a pod goes for good", pod=uid, why=why, containers=len(members))
             self._striker.tell("leaving", ids=members)
+            _log.debug("a pod goes for good", pod=uid, why=why, containers=len(members))
 
     def _pod_cache_dropped(self, count: int) -> None:
         if self._metrics is not None:
@@ -204,7 +226,8 @@ class Agent:
 
     def _striker_connected(self, status: dict[str, Any]) -> None:
         self._take_status(status)
-        self._striker.tell_policies(self._inventory.policies(), default=self._settings.policy)
+        if self._looked.is_set():
+            self._striker.tell_policies(self._inventory.policies(), default=self._settings.policy)
         for uid in self._kubernetes.leaving if self._kubernetes is not None else ():
             self._pod_leaves(uid, "told to another striker before")
         self._reports.connected()
@@ -318,7 +341,12 @@ class Agent:
             except StrikerUnreachable:
                 pass  # its state says so
         pids = (("agent", os.getpid()), ("striker", keeper.pid), ("supervisor", keeper.supervisor_pid))
-        processes = await asyncio.to_thread(lambda: tuple(filter(None, (measure(*each) for each in pids if each[1]))))
+        try:
+            processes = await asyncio.to_thread(
+                lambda: tuple(filter(None, (measure(*each) for each in pids if each[1])))
+            )
+        except RuntimeError:
+            processes = ()  # no thread to be had on a node that has no room for one: the rest can be told all the same
         return Status(
             version=__version__,
             striker=keeper.state,

@@ -42,6 +42,7 @@ class NriSource(Handlers):
         gate: Awaited before a container starts: when it is done, no kill of that container is missed.
         started: Told of a container that runs, and of those that were found running.
         pod_ended: Told of a pod whose last process has ended by the runtime's StopPodSandbox.
+        synchronized: Called whenever the runtime has told of all there is.
 
     Attributes:
         state: ``ok``, or in a few words why not.
@@ -55,6 +56,7 @@ class NriSource(Handlers):
         gate: Callable[[str], Awaitable[None]],
         started: Callable[[str], None],
         pod_ended: Callable[[str], None],
+        synchronized: Callable[[], None],
     ) -> None:
         self.state = "not connected"
         self.connections = 0  #: how often the runtime has taken us in
@@ -63,6 +65,7 @@ class NriSource(Handlers):
         self._gate = gate
         self._started = started
         self._pod_ended = pod_ended
+        self._synchronized = synchronized
 
     def connected(self, runtime_name: str, version: str) -> None:
         self.state = "ok"
@@ -80,6 +83,7 @@ class NriSource(Handlers):
         for container in containers:
             self._started(container.id)
         _log.info("NRI: synchronized", pods=len(pods), containers=len(containers))
+        self._synchronized()
 
     def pod_started(self, pod: NriPod) -> None:
         self._inventory.saw(Source.NRI, self._of_pod(pod))
@@ -145,15 +149,22 @@ class ContainerdSource:
         client: The connection; closed by whoever made it.
         inventory: Where to.
         gate: Awaited for each container that starts.
+        listed: Called whenever all containers were listed.
 
     Attributes:
         listed: Set once all containers, also those that have ended, were listed for the first time.
     """
 
     def __init__(
-        self, client: ContainerdClient, inventory: Inventory, *, gate: Callable[[str], Awaitable[None]]
+        self,
+        client: ContainerdClient,
+        inventory: Inventory,
+        *,
+        gate: Callable[[str], Awaitable[None]],
+        listed: Callable[[], None],
     ) -> None:
         self.listed = asyncio.Event()
+        self._told_all = listed
         self._client = client
         self._inventory = inventory
         self._gate = gate
@@ -187,6 +198,7 @@ class ContainerdSource:
             sightings = [container.sighting(tasks.get(container.id)) for container in containers]
             self._inventory.reconcile(Source.CONTAINERD, sightings, at=asked_at, runtime_namespace=namespace)
         self.listed.set()
+        self._told_all()
 
     async def _take(self, event: Event) -> None:
         match event:

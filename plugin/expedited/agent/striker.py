@@ -16,6 +16,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -24,7 +25,7 @@ from expedited import __version__
 from expedited.errors import AlreadySaid, ExpeditedError, UsageError
 from expedited.settings import AgentSettings
 from expedited.striker.link import StrikerLink, StrikerUnreachable
-from expedited.teardown.policy import Policy
+from expedited.teardown.policy import Mode, Policy
 
 __all__ = ["StrikerKeeper"]
 
@@ -95,19 +96,28 @@ class StrikerKeeper:
                 except ExpeditedError as problem:
                     if isinstance(problem, _CannotGate) and not self.pid:
                         raise
-                    if self.state != str(problem):
-                        _log.error(f"kills are not caught: {problem}")
-                    self.state = str(problem)
+                    self._not_caught(str(problem))
+                except (OSError, RuntimeError) as problem:
+                    # No process, thread or descriptor left for one: the node is under pressure, and that passes
+                    self._not_caught(f"the striker can't be started ({getattr(problem, 'strerror', None) or problem})")
                 finally:
-                    self._hang_up()
+                    # One that ends with us has yet to tell how its last strikes went
+                    if not stop.is_set() or self._settings.keep_striker:
+                        self._hang_up()
                 if not stop.is_set():
                     await _either(stop.wait(), asyncio.sleep(pause))
                     pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         finally:
             if not self._settings.keep_striker:
                 await self._end()
+            self._hang_up()
             self._let_go_of_supervisor()
             self.state = "closed"
+
+    def _not_caught(self, why: str) -> None:
+        if self.state != why:
+            _log.error(f"kills are not caught: {why}")
+        self.state = why
 
     def tell(self, do: str, **fields: Any) -> None:
         """Say something that needs no answer; dropped when there is no striker, who asks anew when there is one."""
@@ -181,7 +191,8 @@ class StrikerKeeper:
         command = [
             *(sys.executable, "-P", "-m", "expedited.striker"),
             f"--run-dir={settings.run_dir}",
-            f"--policy={json.dumps(settings.policy.to_json())}",
+            # Annotations may forbid what the default allows, and are told as soon as they are known
+            f"--policy={json.dumps(_cautious(settings.policy).to_json())}",
             f"--source={settings.source}",
             f"--budget={settings.budget_seconds}",
             f"--log-format={settings.log_format}",
@@ -277,6 +288,10 @@ class StrikerKeeper:
         if self._process is not None:
             await self._process.wait()
             self._process = None
+
+
+def _cautious(policy: Policy) -> Policy:
+    return policy if policy.mode is Mode.OFF else replace(policy, mode=Mode.OBSERVE)
 
 
 async def _readable(descriptor: int, timeout_seconds: float) -> bool:

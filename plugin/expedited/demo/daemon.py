@@ -262,6 +262,7 @@ def _configuration(daemon: PrivateContainerd) -> str:
         f'socket_path = "{daemon.nri_socket}"',
         f'plugin_path = "{daemon.nri_plugin_dir}"',
         f'plugin_config_path = "{daemon.nri_config_dir}"',
+        'plugin_registration_timeout = "60s"',  # 5 s are few for two Python programs that start beside it
         f'[plugins."{cri}"]',
         f"restrict_oom_score_adj = {restrict}",
         "disable_apparmor = true",

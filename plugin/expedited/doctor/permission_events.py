@@ -19,7 +19,7 @@ from expedited.striker import fanotify
 
 __all__ = ["look"]
 
-_PATIENCE_SECONDS = 1.5
+_PATIENCE_SECONDS = 5.0
 _LOOK_SECONDS = 0.01
 # What is executed is no program, so the exec fails once it has been let through.
 _OPENS_AND_EXECUTES = """

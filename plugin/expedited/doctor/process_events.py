@@ -12,7 +12,7 @@ from expedited.striker.proc_connector import ProcConnector
 
 __all__ = ["finding", "why_not"]
 
-_PATIENCE_SECONDS = 1.5
+_PATIENCE_SECONDS = 5.0
 
 
 def why_not() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 import ssl
 from collections.abc import Mapping
@@ -120,7 +119,7 @@ def _from_kubeconfig(path: Path) -> Access:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
         context = _named(data, "context", str(data["current-context"]))
         cluster = _named(data, "cluster", context["cluster"])
-        user = _named(data, "user", context["user"]) if context.get("user") else {}
+        user = (_named(data, "user", context["user"]) if context.get("user") else None) or {}
         url = urlsplit(cluster["server"])
         port = url.port or (443 if url.scheme == "https" else 80)
     except OSError as problem:
@@ -132,6 +131,8 @@ def _from_kubeconfig(path: Path) -> Access:
         ) from problem
     if url.scheme not in ("http", "https") or not url.hostname:
         raise UsageError(f"kubeconfig {path}: the cluster's server is {cluster['server']!r}, not https://HOST:PORT")
+    if not isinstance(user, dict):
+        raise UsageError(f"kubeconfig {path}: its user is {user!r}, not keys such as token: see `kubectl config`")
     if "exec" in user or "auth-provider" in user:
         raise UsageError(
             f"kubeconfig {path} runs a program to log in, which the agent does not: give it a token or a certificate"
@@ -152,8 +153,10 @@ def _from_kubeconfig(path: Path) -> Access:
             or _kept(_decoded(user.get("client-certificate-data")) + _decoded(user.get("client-key-data"))),
             key_file=_beside(path, user.get("client-key")),
         )
-    except (binascii.Error, UnicodeDecodeError) as problem:
+    except ValueError as problem:  # binascii.Error and UnicodeDecodeError are
         raise UsageError(f"kubeconfig {path}: a ...-data key is not base64 of PEM") from problem
+    except (TypeError, AttributeError) as problem:
+        raise UsageError(f"kubeconfig {path} has a value of another kind than it should be ({problem})") from problem
 
 
 def _named(data: Any, kind: str, name: str) -> Any:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from expedited.errors import ExpeditedError
 
-__all__ = ["ApiError", "ExpiredError", "KubernetesError", "UnreachableError"]
+__all__ = ["ApiError", "ExpiredError", "KubernetesError", "UnreachableError", "strange"]
 
 
 class KubernetesError(ExpeditedError):
     """Something between the agent and the API server; the agent goes on without it."""
+
+
+def strange(problem: Exception) -> KubernetesError:
+    """Of what nobody has thought of: an answer that is none, no thread to be had. The rest of the agent goes on."""
+    if isinstance(problem, KubernetesError):
+        return problem
+    return KubernetesError(f"something strange between the agent and the API server ({problem!r})")
 
 
 class UnreachableError(KubernetesError):

@@ -78,14 +78,18 @@ class KubernetesLink:
         finally:
             self._api.close()
 
-    async def last_word(self, why: str) -> None:
-        """The agent ends, as it can't work here: the node's condition says so; whoever can't be reached is not waited for."""
-        if self._condition is None:
-            return
+    async def last_word(self, why: str = "") -> None:
+        """The agent ends: Events that were still being gathered are told; whoever can't be reached is not waited for.
+
+        Args:
+            why: It can't work here, which the node's condition says, too.
+        """
         try:
             async with asyncio.timeout(_LAST_WORD_SECONDS):
-                await self._condition.tell(why)
+                if why and self._condition is not None:
+                    await self._condition.tell(why)
+                await self._recorder.last_word()
         except (KubernetesError, TimeoutError):
-            pass  # the agent's last line says it, too
+            pass  # the agent's log says it, too
         finally:
             self._api.close()

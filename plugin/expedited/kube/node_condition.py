@@ -15,7 +15,7 @@ from urllib.parse import quote
 import structlog
 
 from expedited.kube.api_server import ApiServer
-from expedited.kube.errors import KubernetesError
+from expedited.kube.errors import strange
 from expedited.kube.patience import Patience
 
 __all__ = ["CONDITION", "NodeCondition"]
@@ -64,9 +64,10 @@ class NodeCondition:
                 await self.look()
                 patience.renew()
                 await asyncio.sleep(self._look_seconds)
-            except KubernetesError as problem:
-                _log.debug("Kubernetes: the node's condition could not be told", why=str(problem))
-                await asyncio.sleep(patience.after(problem))
+            except Exception as problem:
+                said = strange(problem)
+                _log.debug("Kubernetes: the node's condition could not be told", why=str(said))
+                await asyncio.sleep(patience.after(said))
 
     async def look(self) -> None:
         """Set it or take it back, if that is due.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
@@ -19,7 +20,7 @@ from urllib.parse import urlencode
 import structlog
 
 from expedited.kube.api_server import METADATA_ONLY, ApiServer
-from expedited.kube.errors import ExpiredError, KubernetesError
+from expedited.kube.errors import ExpiredError, KubernetesError, UnreachableError, strange
 from expedited.kube.patience import Patience
 
 __all__ = ["PodWatch"]
@@ -27,6 +28,7 @@ __all__ = ["PodWatch"]
 _PODS = "/api/v1/pods"
 # The server ends a watch after so long, each node's at another time
 _WATCH_SECONDS = (300, 600)
+_SHORT_SECONDS = 1.0
 
 _log = structlog.get_logger(__name__)
 
@@ -62,18 +64,16 @@ class PodWatch:
                 if not self._version:
                     await self._list()
                 await self._follow(patience)
+                await asyncio.sleep(random.uniform(0, 1))
             except ExpiredError:
                 self._version = ""
                 await asyncio.sleep(random.uniform(0, 1))
-            except KubernetesError as problem:
-                self._tell(str(problem))
-                await asyncio.sleep(patience.after(problem))
-            except (LookupError, TypeError, AttributeError) as problem:
-                # An object without what every object has: whoever answers there, the rest of the agent goes on
-                self._version = ""
-                strange = KubernetesError(f"the API server sent something strange ({problem!r})")
-                self._tell(str(strange))
-                await asyncio.sleep(patience.after(strange))
+            except Exception as problem:
+                if not isinstance(problem, KubernetesError):
+                    self._version = ""  # an object without what every object has, say: nothing of it is to be relied on
+                said = strange(problem)
+                self._tell(str(said))
+                await asyncio.sleep(patience.after(said))
 
     async def _list(self) -> None:
         """Who is leaving already."""
@@ -95,6 +95,7 @@ class PodWatch:
                 "timeoutSeconds": random.randint(*_WATCH_SECONDS),
             }
         )
+        began, heard = time.monotonic(), False
         async for event in self._api.watch(f"{_PODS}?{query}"):
             kind, obj = event["type"], event["object"]
             match kind:
@@ -110,7 +111,11 @@ class PodWatch:
                 case _:
                     pass  # BOOKMARK: nothing but a newer version
             self._version = obj["metadata"]["resourceVersion"]
+            heard = True
             patience.renew()
+        if not heard and time.monotonic() - began < _SHORT_SECONDS:
+            # A server that is draining, or a proxy: every node that asks again at once would be the last straw
+            raise UnreachableError("the API server ended the watch as soon as it had begun")
 
     def _look_at(self, pod: dict[str, Any]) -> None:
         metadata = pod["metadata"]

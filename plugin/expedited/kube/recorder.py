@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 
 from expedited.kube.api_server import ApiServer
-from expedited.kube.errors import ApiError, KubernetesError
+from expedited.kube.errors import ApiError, KubernetesError, strange
 from expedited.kube.messages import returned, slow
 from expedited.kube.patience import Patience
 from expedited.stop import Stop
@@ -113,9 +113,23 @@ class EventRecorder:
                 try:
                     await self._create(gathered)
                     patience.renew()
-                except KubernetesError as problem:
-                    self._put_back(due, gathered, problem)
-                    await asyncio.sleep(patience.after(problem))
+                except Exception as problem:
+                    said = strange(problem)
+                    self._put_back(due, gathered, said)
+                    await asyncio.sleep(patience.after(said))
+                except asyncio.CancelledError:
+                    self._waiting[due] = gathered  # for the last word
+                    raise
+
+    async def last_word(self) -> None:
+        """Tell now of what would have been told later, as the agent ends: what the burst allows, each tried once.
+
+        Raises:
+            KubernetesError: the API server could not be told.
+        """
+        while self._waiting and not self._until_allowed(self._clock()):
+            _, gathered = self._waiting.popitem(last=False)
+            await self._create(gathered)
 
     async def _sleep(self, seconds: float) -> None:
         self._news.clear()
@@ -165,12 +179,10 @@ class EventRecorder:
             self.dropped += 1
             _log.warning("Kubernetes: an Event has become too old", why=str(problem))
             return
-        meanwhile = self._waiting.pop(key, None)
-        if meanwhile is not None:
-            gathered.stops += meanwhile.stops
+        # Under a name of its own: the cluster may have it, with only the answer lost, so nothing may be added to it
+        key = (key[0], gathered.suffix)
         self._waiting[key] = gathered
         self._waiting.move_to_end(key, last=False)  # the oldest first
-        self._told_at.pop(key, None)
 
     def _event(self, gathered: _Gathered) -> dict[str, Any]:
         """Event of kubernetes api/core/v1; its name is made here, so that to create it twice makes one."""

@@ -7,12 +7,13 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client import metrics_core as core
 from prometheus_client.registry import Collector
 
 from expedited.api.backend import GateLatency, Status
 from expedited.errors import ExpeditedError, UsageError
+from expedited.metrics.server import serve
 from expedited.metrics.table import Kind, named
 from expedited.stop import Stop
 
@@ -73,8 +74,8 @@ class Metrics:
         """
         host, port = _host_and_port(address)
         try:
-            server, thread = start_http_server(port, host, self._registry)
-        except socket.gaierror as error:
+            return serve(host, port, self._registry)
+        except (socket.gaierror, UnicodeError) as error:
             raise UsageError(f"metrics_address is {address!r}: {host!r} is no host that is known here") from error
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
@@ -84,13 +85,6 @@ class Metrics:
             if error.errno == errno.EADDRNOTAVAIL:
                 raise UsageError(f"metrics_address is {address!r}: {host} is no address of this machine") from error
             raise ExpeditedError(f"cannot serve metrics at {address}: {error.strerror}") from error
-
-        def close() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-        return close
 
     def _counted(self, name: str) -> Any:
         """A metric of the table that this process counts itself; a Counter or a Histogram, for which there is no one type."""

@@ -63,16 +63,21 @@ def supervise(gate: Callable[[Heartbeat], int], log: Log) -> int:
         heartbeat = Heartbeat(restarts)
         # A signal for the child that came before it has let go of our handlers would be heard by nobody
         signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            pid, why = -1, f"no gate could be started ({error.strerror})"
         if pid == 0:
             _run_child(gate, heartbeat)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
-        code = _watch(pid, heartbeat, asked_to_stop, reader, log)
-        if asked_to_stop or code in (0, 1, 2):
-            return max(code, 0)
+        if pid > 0:
+            code = _watch(pid, heartbeat, asked_to_stop, reader, log)
+            if asked_to_stop or code in (0, 1, 2):
+                return max(code, 0)
+            why = f"the gate ended ({'signal' if code < 0 else 'code'} {abs(code)})"
         restarts += 1
         back_off = 0.1 if time.monotonic() - started > 60 else min(_BACK_OFF_AT_MOST_SECONDS, back_off * 2)
-        log.error(f"the gate ended ({'signal' if code < 0 else 'code'} {abs(code)}); a new one in {back_off:.1f} s")
+        log.error(f"{why}; a new one in {back_off:.1f} s")
         select.select([reader], [], [], back_off)
         if asked_to_stop:
             return 0

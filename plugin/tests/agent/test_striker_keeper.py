@@ -64,3 +64,23 @@ def test_an_agent_whose_striker_is_silent_can_be_stopped(run_dir: Path, start_ag
             agent.close()
     assert agent.told("the agent has ended")
     assert not agent.told("kills are not caught")
+
+
+@pytest.mark.parametrize("room", [0, 1, 2], ids="for {}".format)
+def test_a_node_with_no_room_for_a_process_gets_its_striker_when_there_is(
+    make_cgroup_v1: Callable[[], Any], start_agent: Callable[..., Any], room: int
+) -> None:
+    """A striker is two processes, and the agent needs a thread to wait for the first."""
+    agent = start_agent()
+    with agent.ask() as asked:
+        (supervisor,) = [each.pid for each in asked.status().processes if each.name == "supervisor"]
+    limit = make_cgroup_v1().directories["pids"] / "pids.max"
+    # In this hierarchy alone: that of the CPU takes nobody who is real-time
+    (limit.parent / "cgroup.procs").write_text(str(agent.process.pid))
+    limit.write_text(str(int((limit.parent / "pids.current").read_text()) + room))
+    os.kill(supervisor, signal.SIGKILL)
+    agent.wait(lambda: agent.told("kills are not caught"), "it does not say so")
+    if not room:
+        assert "can't be started" in agent.told("kills are not caught")[-1]["event"]
+    limit.write_text("max")
+    agent.wait_told("the kill gate is up", times=2)

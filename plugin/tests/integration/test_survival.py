@@ -15,6 +15,7 @@ from typing import Any
 
 from expedited.demo.cri import Pod
 from expedited.demo.daemon import PrivateContainerd
+from expedited.teardown.hierarchies import hierarchies
 
 Agent = Any
 StartAgent = Callable[..., Agent]
@@ -187,6 +188,56 @@ def test_sigterm_ends_both_but_for_a_striker_that_is_to_be_kept(
     agent.close()
     assert not any(alive(pid) for pid in taken_over.values())
     assert not list(agent.run_dir.glob("*.sock"))
+
+
+def test_the_last_strike_of_an_agent_that_is_told_to_end_is_reported(
+    start: StartAgent, make_cgroup_v1: Callable[[], Any], make_pod: MakePod, make_container: MakeContainer
+) -> None:
+    agent = start()
+    pod = make_pod()
+    hog = make_container("--bytes", "16M", pod=pod)
+    agent.wait_known(hog.id)
+    # Who is in a cgroup below a frozen one does not die, whatever is done to its own
+    freezer = Path(hierarchies().controllers["freezer"] + pod.cgroup_parent) / "freezer.state"
+    freezer.write_text("FROZEN")
+    try:
+        command = [agent.program, "kill", hog.id, "--json", f"--run-dir={agent.run_dir}"]
+        killer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        agent.wait(lambda: _has_sigkill(hog.pid), "it is not struck")
+        agent.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+    finally:
+        freezer.write_text("THAWED")
+    output, _ = killer.communicate(timeout=60)
+    assert killer.returncode == 0, output
+    assert '"outcome": "struck"' in output
+    assert agent.process.wait(60) == 0
+    assert [line["outcome"] for line in agent.told("stop") if line.get("id") == hog.id] == ["struck"]
+
+
+def _has_sigkill(pid: int) -> bool:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    pending = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd", "ShdPnd"))]
+    return any(mask >> (signal.SIGKILL - 1) & 1 for mask in pending)
+
+
+def test_an_agent_that_knows_no_annotations_yet_leaves_a_striker_those_that_it_has(
+    start: StartAgent, make_container: MakeContainer, annotated: Callable[..., Pod], containerd: PrivateContainerd
+) -> None:
+    first = start()
+    spared = make_container("--bytes", "16M", pod=annotated(mode="off"))
+    first.wait_known(spared.id)
+    first.process.kill()
+    first.process.wait()
+    second = start("--containerd-socket=/absent/containerd.sock", nri=False, api=False)
+    second.wait_told("the kill gate is up")
+    containerd.cri.stop_container(spared.id, 0)
+    struck = make_container("--bytes", "16M")
+    second.wait_told("no source has told")  # from here on the default holds
+    containerd.cri.stop_container(struck.id, 0)
+    assert second.stop_of(struck.id)["outcome"] == "struck"
+    assert second.json("stops", spared.id) == []
+    first.process.returncode = 0  # it was killed by this test, and owes no orderly end
 
 
 def test_a_second_agent_in_the_same_run_dir_gives_way(

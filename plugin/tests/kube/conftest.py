@@ -78,6 +78,7 @@ class ApiServerInTest:
         self.commands: Callable[[str, list[str]], tuple[bytes, bytes, int]] = lambda pod, argv: (b"", b"", 0)
         self.bookmarks = True
         self.watch_seconds: float | None = None
+        self.odd: dict[str, Any] = {}  # what a refusal's Status has in place of what it should have
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(certificate, key)
         self._open: set[socket.socket] = set()
@@ -349,7 +350,7 @@ class _Handler(BaseHTTPRequestHandler):
     # --------------------------------------------------------------------------------------------------------------
 
     def _refuse(self, code: int, reason: str, message: str, headers: dict[str, str] | None = None) -> None:
-        self._answer(code, _status(code, reason, message), headers)
+        self._answer(code, {**_status(code, reason, message), **self.api.odd}, headers)
 
     def _answer(self, code: int, obj: dict[str, Any], headers: dict[str, str] | None = None) -> None:
         data = json.dumps(obj).encode()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -108,6 +109,28 @@ def test_a_kubeconfig_that_is_none_is_told_in_one_line(tmp_path: Path, text: str
         find_access(str(path))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "user", "says"),
+    [
+        ({}, "tok", "its user is 'tok'"),
+        ({"certificate-authority-data": "ü"}, {}, "not base64 of PEM"),
+        ({"certificate-authority": 5}, {}, "a value of another kind"),
+    ],
+)
+def test_a_kubeconfig_with_a_wrong_value_is_told_in_one_line(
+    tmp_path: Path, cluster: dict[str, Any], user: Any, says: str
+) -> None:
+    with pytest.raises(UsageError, match=says) as caught:
+        find_access(_kubeconfig(tmp_path / "config", {"server": "https://x:1", **cluster}, user))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_kubeconfig_with_an_empty_user_is_nobodys(tmp_path: Path) -> None:
+    access = find_access(_kubeconfig(tmp_path / "config", {"server": "https://x:1"}, None))  # type: ignore[arg-type]
+    assert access is not None
+    assert access.token == ""
 
 
 def test_a_kubeconfig_that_runs_a_program_is_refused(tmp_path: Path) -> None:

@@ -125,13 +125,39 @@ async def test_a_watch_that_is_cut_between_two_chunks_was_closed() -> None:
 
 
 async def test_a_watch_that_the_server_ends_is_renewed_without_a_list(api: Any) -> None:
-    api.watch_seconds = 0.05
+    api.watch_seconds = 1.1
     heard = _Heard()
     async with _watching(api.access(), heard) as watch:
         await _until(lambda: watch.connections >= 3, "the third watch")
         _leave(api, "web")
         await _until(lambda: heard.pods, "web is leaving")
     assert len(api.asked("GET", "/api/v1/pods", watch=False)) == 1
+
+
+async def test_a_watch_that_ends_as_soon_as_it_begins_is_renewed_ever_later(api: Any) -> None:
+    """Of a server that drains, or a proxy with none behind it: each node would ask a thousand times a second."""
+    api.watch_seconds = 0.001
+    async with _watching(api.access(), _Heard()) as watch:
+        await _until(lambda: "as soon as it had begun" in watch.state, "it is told")
+        before = len(api.asked("GET", "/api/v1/pods", watch=True))
+        await asyncio.sleep(1)
+        assert (
+            len(api.asked("GET", "/api/v1/pods", watch=True)) - before < 100
+        )  # a hundredth of every pause, see `quick`
+        api.watch_seconds = None
+        await _until(lambda: watch.state == "ok", "the watch is up again")
+
+
+@pytest.mark.parametrize("code", ["ClusterUnavailable", None, [], -1])
+async def test_an_error_that_is_no_status_is_told_and_asked_again(api: Any, code: Any) -> None:
+    """A gateway's own idea of an error."""
+    async with _watching(api.access(), _Heard()) as watch:
+        api.odd = {"code": code}
+        api.refusals = [("/api/v1/pods", 503, {})] * 3
+        told: list[str] = []
+        api.drop_connections()
+        await _until(lambda: told.append(watch.state) or any("503" in state for state in told), "it is told")
+        await _until(lambda: watch.state == "ok", "the watch is up again")
 
 
 async def test_bookmarks_carry_the_watch_past_a_compaction(api: Any) -> None:
