@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 from unittest import mock
 
+import hypothesis
 import pytest
 
 # Before gRPC is loaded: its fork handlers and a `preexec_fn` don't get on, and no child of a test's process calls it
@@ -36,6 +37,14 @@ from expedited.demo.image import HOG_IMAGE, import_workloads
 from expedited.demo.leftovers import remove_cgroups
 from expedited.teardown.hierarchies import hierarchies
 
+# One that is kept off the CPU for 200 ms, which is Hypothesis' own limit, is no slow example
+hypothesis.settings.register_profile(
+    "expedited", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("expedited")
+
+# A worker of the striker's that gets no CPU for 50 ms, its usual budget, is this machine's affair
+_DEFAULT_FLAGS = ("--metrics-address=", "--log-level=debug", "--budget=1s")
 _V1_CONTROLLERS = ("memory", "pids", "cpu", "freezer")
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -263,7 +272,7 @@ class AgentProcess:
         self.log_path = run_dir / f"agent-{secrets.token_hex(3)}.log"
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [self.program, "run", f"--run-dir={run_dir}", "--metrics-address=", "--log-level=debug", *flags],
+                [self.program, "run", f"--run-dir={run_dir}", *_DEFAULT_FLAGS, *flags],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

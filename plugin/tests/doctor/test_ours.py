@@ -67,9 +67,8 @@ def test_a_striker_that_holds_nobody_is_degraded(settings: AgentSettings) -> Non
 def test_an_agent_at_work_tells_of_its_striker_and_its_runtime(settings: AgentSettings) -> None:
     wanted = replace(settings, metrics_address="", nri_socket="", containerd_socket="", log_format="json")
     with _running("expedited.agent", wanted.to_json()) as agent:
-        while _findings(wanted)["agent"].ok is not Level.OK:
+        while (said := _findings(wanted))["agent"].ok is not Level.OK:
             assert agent.poll() is None, agent.communicate()
-        said = _findings(wanted)
     assert said["agent"].found.startswith(f"{__version__} at {wanted.api_socket}; striker ok")
     assert said["striker"].found.startswith("pid ")
 

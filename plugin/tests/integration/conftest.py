@@ -36,6 +36,7 @@ class Striker:
                     f"--run-dir={run_dir}",
                     *(f"--state-root={root}" for root in state_roots),
                     f"--policy={json.dumps(policy)}",
+                    "--budget=1",  # a worker that gets no CPU for 50 ms is this machine's affair
                 ],
                 stdout=subprocess.PIPE,
                 stderr=log,

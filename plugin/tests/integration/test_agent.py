@@ -87,8 +87,8 @@ def test_a_stop_in_its_grace_is_shown_and_over_when_the_container_is(
 
     assert stopping() == {}
     before = time.time()
-    stop = containerd.cri.begin_stop(hog.id, 10)
-    deadline = time.monotonic() + 5
+    stop = containerd.cri.begin_stop(hog.id, 20)
+    deadline = time.monotonic() + 15
     while not (seen := stopping()) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert list(seen) == [hog.id]

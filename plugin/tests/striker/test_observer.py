@@ -42,7 +42,7 @@ def test_a_kill_is_followed_and_nobody_is_held(
     assert (report.outcome, report.trigger, report.order) == (Outcome.STRUCK, "observer:kill", "follow")
     assert (report.signalled_seconds, report.answered_seconds, report.lead_seconds) == (None, None, None)
     (victim,) = report.processes
-    assert victim.fate in (Fate.REAPED, Fate.LOST_RACE)  # whoever follows may be late
+    assert victim.fate in (Fate.REAPED, Fate.LOST_RACE, Fate.GONE)  # whoever follows may be late
     assert (process.wait(), runtime.returncode) == (-signal.SIGKILL, 0)
     status = observing.status()
     assert status["source"] == "proc-connector"
@@ -70,8 +70,9 @@ def test_it_signals_nobody_whatever_the_policy_says(
 
 def test_a_sigterm_is_announced_and_a_forced_delete_followed(node: Any, observing: Any, scratch_cgroup: Any) -> None:
     node.container("c1", scratch_cgroup, "--bytes", "16M", "--ignore-term")
-    node.run("kill", "c1", "15")
+    runtime = node.begin("kill", "c1", "15", slow=True)  # one that has ended can't be seen
     assert observing.said("stop_began", id="c1")
+    runtime.communicate()
     runtime = node.begin("delete", "--force", "c1", slow=True)
     while not observing.status()["active"]:
         assert runtime.poll() is None
@@ -99,7 +100,7 @@ def test_two_containers_of_one_name_are_told_apart_by_the_runtimes_root(
 
 
 def test_what_is_no_kill_of_a_known_container_is_nothing(
-    node: Any, observing: Any, scratch_cgroup: Any, alive: Any
+    node: Any, observing: Any, scratch_cgroup: Any, alive: Any, until: Callable[..., None]
 ) -> None:
     process = node.container("c1", scratch_cgroup, "--bytes", "8M")
     for words in (
@@ -110,8 +111,7 @@ def test_what_is_no_kill_of_a_known_container_is_nothing(
         ("kill", "../c1", "9"),
     ):
         node.begin(*words, idle=True).communicate()
-    status = observing.status()
-    assert status["events"] >= 5
+    until(lambda: observing.status()["events"] >= 5, "it has not seen them")
     assert observing.reports() == []
     assert alive(process.pid)
 
@@ -145,7 +145,7 @@ def test_that_events_were_lost_is_said_once_and_the_next_are_seen(
     for _ in range(50):
         subprocess.run(["true"], check=True)
     run_loop(observer)
-    until(lambda: observer.counters.lost == 1, "it did not notice")
+    until(lambda: observer.counters.lost >= 1, "it did not notice")
     seen = observer.counters.events
     until(lambda: subprocess.run(["true"], check=True) and observer.counters.events > seen, "it sees nothing any more")
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]

@@ -156,7 +156,9 @@ def test_nested_cgroups(scratch_cgroup: Any, hog: Any) -> None:
     a, b = scratch_cgroup.child("a"), scratch_cgroup.child("b")
     for cgroup in (scratch_cgroup, a, b, a.child("deeper").child("still")):
         hog("--bytes", "8M", "--children", "1", cgroup=cgroup)
-    report = strike(Cgroup.find(scratch_cgroup.path))
+    cgroup = Cgroup.find(scratch_cgroup.path)
+    until_counted(cgroup, 8 * 8 * MIB)
+    report = strike(cgroup)
     check_torn_down(report, scratch_cgroup, held_bytes=8 * 8 * MIB, processes=8)
     assert (a.pids(), b.pids()) == (set(), set())
 
@@ -213,7 +215,7 @@ def test_a_leader_that_has_exited_before_its_threads(scratch_cgroup: Any, shape:
     (only,) = report.processes
     assert only.rss_bytes is not None
     assert only.rss_bytes >= 64 * MIB  # read from a thread that lives: the leader's own statm is all zero
-    assert only.fate in (Fate.REAPED, Fate.LOST_RACE)
+    assert only.fate in ACCOUNTED_FOR
 
 
 def test_a_pid_namespace(scratch_cgroup: Any, launch: Any) -> None:
@@ -246,7 +248,8 @@ def test_who_cannot_be_named_from_here_is_not_overlooked(make_cgroup_v2: Any, ho
     hog("--bytes", "8M", cgroup=scratch)
     code = (
         "import sys, time; from expedited.teardown import Cgroup, Mode, Policy, strike\n"
-        "policy = Policy(Mode(sys.argv[2]), min_size_bytes=0, deadline_seconds=1, boost=False)\n"
+        "policy = Policy(Mode(sys.argv[2]), min_size_bytes=0, deadline_seconds=30 if sys.argv[2] == 'strike' else 1,\n"
+        "                boost=False)\n"
         "began, used = time.monotonic(), time.process_time()\n"
         "report = strike(Cgroup.find(sys.argv[1]), policy)\n"
         "share = (time.process_time() - used) / (time.monotonic() - began)\n"
