@@ -27,10 +27,13 @@ install_packages() {
     say "apt-get install$missing"
     # No service starts because of us: the packages of redis-server and prometheus would each start one.
     policy=/usr/sbin/policy-rc.d
-    if [ ! -e "$policy" ]; then
-        printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+    if [ ! -e "$policy" ] || grep -q "by expedited's set-up" "$policy"; then  # ours: one that was killed left it
+        printf "#!/bin/sh\n# by expedited's set-up, while it installs packages\nexit 101\n" | as_root tee "$policy" >/dev/null
         as_root chmod +x "$policy"
         trap 'as_root rm -f /usr/sbin/policy-rc.d' EXIT
+        # This shell runs no trap of EXIT when a signal ends it
+        trap 'exit 130' INT
+        trap 'exit 143' TERM HUP
     fi
     # shellcheck disable=SC2086
     { as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing ||

@@ -181,7 +181,7 @@ def load(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -
     """
     named = path or (Path(os.environ[_ENV_FILE]) if os.environ.get(_ENV_FILE) else None)
     origin = named or DEFAULT_FILE
-    file = _spelled(read_file(origin), str(origin)) if named or origin.exists() else {}
+    file = _spelled(read_file(origin), str(origin)) if named or _is_there(origin) else {}
     flags = _spelled(_said(overrides or {}), "flags")
     _refuse_unknown_variables()
 
@@ -203,6 +203,13 @@ def load(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -
         first = problem.errors(include_url=False)[0]
         keys = [part for part in first["loc"] if isinstance(part, str)]
         raise UsageError(_wrong_value(keys, first["input"], origin, flags)) from problem
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError as problem:
+        raise UsageError(f"{path} is closed to this user: ask as root, or name a file by {_ENV_FILE}") from problem
 
 
 def _said(overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -245,6 +245,21 @@ def test_what_is_wrong_in_the_environment_names_the_variable(
     assert refusal().startswith(said)
 
 
+def test_a_default_file_that_is_closed_to_this_user_is_said(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to be somebody else")
+    closed = tmp_path_factory.mktemp("closed")
+    closed.chmod(0o700)
+    monkeypatch.setattr(config, "DEFAULT_FILE", closed / "config.yaml")
+    os.seteuid(65534)
+    try:
+        assert "closed to this user" in refusal()
+    finally:
+        os.seteuid(0)
+
+
 def test_what_is_wrong_in_the_flags_says_so(write) -> None:  # type: ignore[no-untyped-def]
     path = write("policy: {mode: off}")
 

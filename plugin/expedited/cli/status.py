@@ -6,6 +6,7 @@ import json
 from datetime import datetime
 
 from rich.table import Table
+from rich.text import Text
 
 from expedited.api.client import ApiClient
 from expedited.api.convert import to_plain
@@ -39,7 +40,7 @@ def _table(status: pb.Status) -> Table:
     since = datetime.fromtimestamp(status.started_at).strftime("%Y-%m-%d %H:%M:%S")
     table.add_row("agent", f"{status.version}, since {since}")
     for name in ("striker", "nri", "containerd", "kubernetes"):
-        table.add_row(name, getattr(status, name))
+        table.add_row(name, Text(getattr(status, name)))
     table.add_row("kernel", status.kernel or "-")
     table.add_row("containers", f"{status.containers} known, {status.gated} gated")
     gate = f"{status.gate_events} events, {status.gate_overruns} over budget, {status.gate_restarts} restarts"

@@ -56,9 +56,9 @@ def outcome_text(outcome: str) -> Text:
 def print_steps(stop: pb.Stop, to: Console) -> None:
     """The story of one stop, a line each."""
     if stop.reason:
-        to.print(f"    {stop.reason}", soft_wrap=True, highlight=False)
+        to.print(f"    {stop.reason}", soft_wrap=True, highlight=False, markup=False)
     for step in stop.steps:
-        to.print(f"    {step.at_seconds * 1000:9.1f} ms  {step.what}", soft_wrap=True, highlight=False)
+        to.print(f"    {step.at_seconds * 1000:9.1f} ms  {step.what}", soft_wrap=True, highlight=False, markup=False)
 
 
 def containers_table(containers: Iterable[pb.Container], title: str | None = None) -> Table:

@@ -73,7 +73,7 @@ class PrivateContainerd:
         self.nri_config_dir = root / "nri-conf.d"
         self.runc_root = root / "runc"
         self.state_root = f"{root}/runc/*"
-        self.cgroup_root = f"/{root.name}-{os.getpid()}"
+        self.cgroup_root = leftovers.own_cgroup(root, os.getpid())
         self.log_path = root / "containerd.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._cri: CriClient | None = None

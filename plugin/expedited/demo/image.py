@@ -107,6 +107,18 @@ def import_workloads(containerd: PrivateContainerd) -> None:
         _import_files(containerd, reference, {f"/{name}": workload_binary(name)}, (f"/{name}",))
 
 
+def program_file(program: str, package: str) -> str:
+    """Where a program of this machine is.
+
+    Raises:
+        ExpeditedError: it is not installed; names the Debian package that has it.
+    """
+    found = shutil.which(program, path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    if found is None:
+        raise ExpeditedError(f"{program} is not installed: apt-get install {package}")
+    return found
+
+
 def image_from_debian(containerd: PrivateContainerd, name: str, programs: Mapping[str, str]) -> str:
     """Import an image of programs of this machine, each with its shared libraries; returns the image's reference.
 
@@ -121,9 +133,7 @@ def image_from_debian(containerd: PrivateContainerd, name: str, programs: Mappin
     files: dict[str, Path] = {}
     first = ""
     for program, package in programs.items():
-        found = shutil.which(program, path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-        if found is None:
-            raise ExpeditedError(f"{program} is not installed: apt-get install {package}")
+        found = program_file(program, package)
         first = first or found
         files[found] = Path(found).resolve()
         files.update(_libraries(files[found]))

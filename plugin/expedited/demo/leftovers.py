@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ __all__ = [
     "clear_abandoned",
     "kill_all",
     "mounts_below",
+    "own_cgroup",
     "processes_in",
     "processes_naming",
     "remove_cgroups",
@@ -37,6 +39,7 @@ __all__ = [
 
 
 _OWNER = "owner.json"
+_SHIM_SOCKETS = Path("/run/containerd/s")
 
 
 @contextmanager
@@ -206,9 +209,21 @@ def clear(root: Path, cgroup: str) -> None:
     remove_cgroups(cgroup)
     unmount_below(root)
     for socket in sockets:
-        socket.unlink(missing_ok=True)
+        if socket.parent == _SHIM_SOCKETS and socket.is_socket():
+            socket.unlink(missing_ok=True)
     if not mounts_below(root):
         shutil.rmtree(root, ignore_errors=True)
+
+
+def own_cgroup(root: Path, pid: int) -> str:
+    """The path of the cgroup above all that the private containerd of that process and root runs."""
+    return f"/{root.name}-{pid}"
+
+
+def _only_ours(root: Path) -> bool:
+    """Whether nobody but this user (and root) could have put anything there: as :func:`tempfile.mkdtemp` makes it."""
+    status = root.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
 def claim(root: Path, cgroup: str) -> None:
@@ -222,7 +237,11 @@ def clear_abandoned(directory: Path) -> list[Path]:
     cleared = []
     for note in directory.glob(f"expedited-*/{_OWNER}"):
         with suppress(OSError, ValueError, KeyError):
+            if not _only_ours(note.parent):
+                continue  # anybody may write to /tmp, and what stands there is about to be done as root
             owner = json.loads(note.read_text())
+            if owner["cgroup"] != own_cgroup(note.parent, int(owner["pid"])):
+                continue
             # The start time too: the number may be another process's by now
             if _start_ticks(owner["pid"]) != owner["started"]:
                 clear(note.parent, owner["cgroup"])
@@ -233,7 +252,7 @@ def clear_abandoned(directory: Path) -> list[Path]:
 def _start_ticks(pid: int) -> int | None:
     """Field 22 of proc_pid_stat(5); None: there is no such process."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        line = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    return int(stat.rpartition(b") ")[2].split()[19])
+    return int(line.rpartition(b") ")[2].split()[19])

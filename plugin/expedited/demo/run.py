@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from expedited.demo.daemon import PrivateContainerd
-from expedited.demo.image import import_workloads, workload_binary
+from expedited.demo.image import import_workloads, program_file, workload_binary
 from expedited.demo.leftovers import clear_abandoned
 from expedited.demo.runtime import find_runtime
 from expedited.demo.scenarios import SCENARIOS, Comparison, Pair, Scenario, Stop
@@ -68,7 +68,7 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> int:
     chosen = _checked(options)
     try:
         with _interruptible():
-            comparisons, workload = _perform(options, chosen, console)
+            comparisons, workload, failure = _perform(options, chosen, console)
     except _Interrupted as interruption:
         console.print(
             f"interrupted ({signal.Signals(interruption.number).name}); everything of the demo was cleared away"
@@ -80,6 +80,8 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> int:
     if options.json_path:
         figures = {"scenarios": [comparison.to_json() for comparison in comparisons]}
         options.json_path.write_text(json.dumps(figures, indent=2) + "\n")
+    if failure is not None:
+        raise failure  # of the last scene: what was measured before it is told all the same
     return 0
 
 
@@ -96,6 +98,9 @@ def _checked(options: DemoOptions) -> tuple[Scenario, ...]:
         options.json_path.is_dir() or not os.access(options.json_path.absolute().parent, os.W_OK)
     ):
         raise UsageError(f"{options.json_path} can't be written: give a file in a directory that exists")
+    if options.workload is not None:
+        for program, package in WORKLOADS[options.workload].programs.items():
+            program_file(program, package)
     chosen = tuple(scenario for scenario in SCENARIOS if not options.scenarios or scenario.name in options.scenarios)
     if os.geteuid() != 0:
         raise ExpeditedError("the demo starts containers, which needs root: run it with sudo")
@@ -133,7 +138,7 @@ def _interruptible() -> Iterator[None]:
 
 def _perform(
     options: DemoOptions, chosen: tuple[Scenario, ...], console: Console
-) -> tuple[list[Comparison], StoppedWorkload | None]:
+) -> tuple[list[Comparison], StoppedWorkload | None, ExpeditedError | None]:
     progress = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -160,9 +165,13 @@ def _perform(
             _say(console, f"{daemon.cri.version()}, {binaries.origin}, private in {root}")
             import_workloads(daemon)
             comparisons = [_compare(daemon, scenario, options.pairs * scenario.rounds, say) for scenario in chosen]
-            workload = stop_workload(daemon, options.workload, say) if options.workload else None
+            workload, failure = None, None
+            try:
+                workload = stop_workload(daemon, options.workload, say) if options.workload else None
+            except ExpeditedError as problem:
+                failure = problem
             say("clearing away")
-    return comparisons, workload
+    return comparisons, workload, failure
 
 
 def _compare(daemon: PrivateContainerd, scenario: Scenario, pairs: int, say: Callable[[str, int], None]) -> Comparison:

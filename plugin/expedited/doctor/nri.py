@@ -50,18 +50,24 @@ def _state(socket: str, containerd_pid: int, version: tuple[int, int] | None) ->
         there = Path(socket).is_socket()
     except PermissionError:
         return f"{socket}: closed to this user", Level.UNKNOWN
-    if there and os.path.realpath(socket) in _listened_at():
+    # By the daemon's eyes, if it is known: in a pod without the host's network ours see the pod's own sockets only
+    listened_at = _listened_at(containerd_pid or os.getpid())
+    if there and listened_at is not None and os.path.realpath(socket) in listened_at:
         return f"the runtime listens at {socket}", Level.OK
-    if there and not containerd_pid:
-        # In a pod without the host's network, /proc/net/unix shows the pod's own sockets only.
+    if there and (not containerd_pid or listened_at is None):
         return f"{socket} is there; whether anybody listens can't be told from here", Level.UNKNOWN
     what = f"{socket}: " + ("nobody is seen to listen" if there else "not there")
     return f"{what}; {_configured(containerd_pid, version)}", Level.DEGRADED
 
 
-def _listened_at() -> set[str]:
+def _listened_at(pid: int) -> set[str] | None:
+    """Where somebody listens in that process's network namespace; None: it can't be looked at."""
+    try:
+        text = Path(f"/proc/{pid}/net/unix").read_text(errors="surrogateescape")
+    except OSError:
+        return None
     found = set()
-    for line in Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()[1:]:
+    for line in text.splitlines()[1:]:
         # Num RefCount Protocol Flags Type St Inode Path (proc_net(5))
         fields = line.split(maxsplit=7)
         if len(fields) == 8 and int(fields[3], 16) & _LISTENS and fields[7].startswith("/"):

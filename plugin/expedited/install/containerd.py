@@ -23,7 +23,6 @@ from expedited.install.texts import CONTAINERD_DROP_IN
 __all__ = ["Daemon", "daemons", "turn_nri_on"]
 
 _NRI = "io.containerd.nri.v1.nri"
-_IMPORT = 'imports = ["conf.d/*.toml"]  # by `expedited install`'
 _DUMP_SECONDS = 30
 
 
@@ -77,7 +76,7 @@ def turn_nri_on(daemon: Daemon, record: Record) -> bool:
     if on and drop_in not in record.files:
         record.say(f"{daemon.name}: NRI is on, its configuration is left alone")
         return False
-    before = (dict(record.files), dict(record.lines))
+    before = {*record.files, *record.lines, *record.replaced}
     changed = record.put(drop_in, CONTAINERD_DROP_IN)
     try:
         if daemon.ours_to_edit and not _ask(daemon, record.root)[1]:
@@ -88,7 +87,7 @@ def turn_nri_on(daemon: Daemon, record: Record) -> bool:
                 f"set disable = false below [plugins.'{_NRI}'] there"
             )
     except ExpeditedError:
-        for path in [*record.lines.keys() - before[1].keys(), *record.files.keys() - before[0].keys()]:
+        for path in {*record.lines, *record.replaced, *record.files} - before:
             record.take_back(path)
         raise
     return changed
@@ -98,14 +97,26 @@ def _import_drop_ins(daemon: Daemon, record: Record) -> bool:
     """Have the configuration read its drop-ins, where it does not by itself (before 2.2.0)."""
     target = record.root / daemon.config.lstrip("/")
     if not target.exists():
-        return record.put(daemon.config, f"version = 2\n{_IMPORT}\n")
-    imports = tomllib.loads(target.read_text(encoding="utf-8")).get("imports", [])
+        return record.put(daemon.config, f"version = 2\n{_import_line(record.root)}\n")
+    text = target.read_text(encoding="utf-8")
+    imports = tomllib.loads(text).get("imports")
     if imports and not any(fnmatch("/etc/containerd/conf.d/10-expedited.toml", str(each)) for each in imports):
         raise ExpeditedError(
             f'{daemon.name}: {daemon.config} has imports of its own: add "conf.d/*.toml" to them, and try again'
         )
-    # Relative to the file, so that it holds for a root directory elsewhere as well
-    return not imports and record.add_line(daemon.config, _IMPORT)
+    if imports is None:
+        return record.add_line(daemon.config, _import_line(record.root))
+    empty = next((line for line in text.splitlines() if re.fullmatch(r"imports\s*=\s*\[\s*\]\s*(#.*)?", line)), None)
+    if imports or empty is None:
+        return False
+    record.replace_line(daemon.config, empty, _import_line(record.root))  # as `containerd config default` of 1.7 has it
+    return True
+
+
+def _import_line(root: Path) -> str:
+    """Absolute, as 1.7.12 takes a relative one from wherever it was started; relative where that would be another root's."""
+    folder = "/etc/containerd/conf.d" if root == Path("/") else "conf.d"
+    return f'imports = ["{folder}/*.toml"]  # by `expedited install`'
 
 
 def _ask(daemon: Daemon, root: Path) -> tuple[int, bool]:

@@ -52,14 +52,16 @@ def install(root: Path, starter: Starter | None, say: Callable[[str], None], pro
     try:
         restart = [daemon.name for daemon in daemons(root) if turn_nri_on(daemon, record)]
         changed = _put_starter(record, starter, program)
-    except BaseException:
+        if starter is Starter.SYSTEMD and _systemd_is_ours(root):
+            _systemctl("daemon-reload")
+            _systemctl("restart" if changed else "start", "expedited.service")
+            say("started expedited.service")
+    except BaseException as problem:
         if fresh:
             _take_all_back(record)
+        if isinstance(problem, OSError):
+            raise _refused(problem) from problem
         raise
-    if starter is Starter.SYSTEMD and _systemd_is_ours(root):
-        _systemctl("daemon-reload")
-        _systemctl("restart" if changed else "start", "expedited.service")
-        say("started expedited.service")
     if starter is Starter.NRI and changed:
         restart = restart or [daemon.name for daemon in daemons(root)]
     if not (changed or restart):
@@ -80,12 +82,18 @@ def remove(root: Path, say: Callable[[str], None]) -> None:
         say("nothing is installed")
         return
     if _UNIT in record.files and _systemd_is_ours(root):
-        _systemctl("stop", "expedited.service")
-        say("stopped expedited.service")
+        try:
+            _systemctl("stop", "expedited.service")
+            say("stopped expedited.service")
+        except ExpeditedError as problem:
+            say(f"{problem}; all else is taken back")  # its unit was removed by hand, say
     had_unit = _UNIT in record.files
-    changed = {path for path in (*record.files, *record.lines) if path.endswith(".toml")}
+    changed = {path for path in (*record.files, *record.lines, *record.replaced) if path.endswith(".toml")}
     had_plugin = _PLUGIN in record.files
-    _take_all_back(record)
+    try:
+        _take_all_back(record)
+    except OSError as problem:
+        raise _refused(problem) from problem
     if had_unit and _systemd_is_ours(root):
         _systemctl("daemon-reload")
     if changed or had_plugin:
@@ -101,9 +109,14 @@ def _put_starter(record: Record, starter: Starter, program: str) -> bool:
 
 def _take_all_back(record: Record) -> None:
     # The starter first, the runtime's configuration last: the other way round than they came
-    for path in [*reversed(record.files), *reversed(record.lines)]:
+    for path in [*reversed(record.files), *reversed(record.lines), *reversed(record.replaced)]:
         record.take_back(path)
     record.close()
+
+
+def _refused(problem: OSError) -> ExpeditedError:
+    """Of a file system that is read-only, or full."""
+    return ExpeditedError(f"{problem.filename or 'a file'}: {problem.strerror}: it can't be changed")
 
 
 def _record(root: Path, say: Callable[[str], None]) -> Record:

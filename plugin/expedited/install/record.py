@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ __all__ = ["Record", "put_file"]
 # Where it is, below the node's root.
 _PLACE = "var/lib/expedited/installed.json"
 _ORDINARY_MODE = 0o644
+_LINKS_AT_MOST = 16
 
 
 @dataclass
@@ -28,6 +30,7 @@ class Record:
         say: Takes a line about each thing that was done.
         files: Path to the hash of what was written there; a symbolic link's to that of its target.
         lines: Path of a file that was there before, to the one line that was added to it.
+        replaced: Path of such a file, to our line in it and the one that was there in its place.
         directories: In the order in which they were made.
     """
 
@@ -36,6 +39,7 @@ class Record:
     files: dict[str, str] = field(default_factory=dict)
     lines: dict[str, str] = field(default_factory=dict)
     directories: list[str] = field(default_factory=list)
+    replaced: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, root: Path, say: Callable[[str], None]) -> Record:
@@ -47,7 +51,8 @@ class Record:
         place = root / _PLACE
         try:
             data = json.loads(place.read_text(encoding="utf-8"))
-            return cls(root, say, dict(data["files"]), dict(data["lines"]), list(data["directories"]))
+            replaced = {path: list(pair) for path, pair in data.get("replaced", {}).items()}
+            return cls(root, say, dict(data["files"]), dict(data["lines"]), list(data["directories"]), replaced)
         except FileNotFoundError:
             return cls(root, say)
         except OSError as problem:
@@ -60,7 +65,7 @@ class Record:
     @property
     def empty(self) -> bool:
         """Whether nothing is installed."""
-        return not (self.files or self.lines)
+        return not (self.files or self.lines or self.replaced)
 
     # -- putting things in place ---------------------------------------------------------------------------------------
 
@@ -74,6 +79,9 @@ class Record:
         self._refuse_strangers(path, target)
         if self._holds(target, text.encode()) and target.stat().st_mode & 0o777 == mode:
             self._remember(path, text.encode())
+            return False
+        if target.exists() and not self._unchanged(path, target):
+            self.say(f"left {path}: it was changed since; move it away to have it anew")
             return False
         self._make_parents(target)
         self._remember(path, text.encode())
@@ -101,28 +109,40 @@ class Record:
 
     def add_line(self, path: str, line: str) -> bool:
         """Put one line before all others of a file that is somebody else's; True where that changed anything."""
-        target = self.root / path.lstrip("/")
+        target = self._at_the_end_of_links(path)
         text = target.read_text(encoding="utf-8")
         if self.lines.get(path) == line and text.startswith(line + "\n"):
             return False
         self.lines[path] = line
         self._write()
-        put_file(target, f"{line}\n{text}", target.stat().st_mode & 0o777)
+        _rewrite(target, f"{line}\n{text}")
         self.say(f"added a line to {path}: {line}")
         return True
+
+    def replace_line(self, path: str, theirs: str, ours: str) -> None:
+        """Put one line in the place of another of a file that is somebody else's."""
+        target = self._at_the_end_of_links(path)
+        self.replaced[path] = [ours, theirs]
+        self._write()
+        _rewrite(target, _with_line(target.read_text(encoding="utf-8"), theirs, ours))
+        self.say(f"changed a line of {path}: {ours}")
 
     # -- taking them back ----------------------------------------------------------------------------------------------
 
     def take_back(self, path: str) -> None:
         """Take back one file, link or line, and then what was made for it alone."""
         target = self.root / path.lstrip("/")
-        if path in self.lines:
-            line = self.lines[path] + "\n"
+        if path in self.lines or path in self.replaced:
+            target = self._at_the_end_of_links(path)
             text = target.read_text(encoding="utf-8") if target.exists() else ""
-            if line in text:
-                put_file(target, text.replace(line, "", 1), target.stat().st_mode & 0o777)
+            line = self.lines.pop(path, "") + "\n"
+            ours, theirs = self.replaced.pop(path, ["", ""])
+            if line.strip() and line in text:
+                _rewrite(target, text.replace(line, "", 1))
                 self.say(f"took our line out of {path}")
-            del self.lines[path]
+            if ours and ours in text.splitlines():
+                _rewrite(target, _with_line(text, ours, theirs))
+                self.say(f"put back a line of {path}: {theirs}")
         elif path in self.files:
             if target.is_symlink() or target.exists():
                 if self._unchanged(path, target):
@@ -148,6 +168,16 @@ class Record:
                 self.say(f"left {directory}: it is in use by others")
 
     # -- below ---------------------------------------------------------------------------------------------------------
+
+    def _at_the_end_of_links(self, path: str) -> Path:
+        """The file itself, where configuration management has put a symbolic link: that stays."""
+        target = self.root / path.lstrip("/")
+        for _ in range(_LINKS_AT_MOST):
+            if not target.is_symlink():
+                break
+            to = target.readlink()
+            target = self.root / str(to).lstrip("/") if to.is_absolute() else target.parent / to
+        return target
 
     def _refuse_strangers(self, path: str, target: Path) -> None:
         if (target.is_symlink() or target.exists()) and path not in self.files:
@@ -178,15 +208,34 @@ class Record:
     def _write(self) -> None:
         place = self.root / _PLACE
         self._make_parents(place)
-        data = {"files": self.files, "lines": self.lines, "directories": self.directories}
+        data = {
+            "files": self.files,
+            "lines": self.lines,
+            "directories": self.directories,
+            "replaced": self.replaced,
+        }
         put_file(place, json.dumps(data, indent=1) + "\n", _ORDINARY_MODE)
 
 
-def put_file(target: Path, text: str, mode: int) -> None:
+def _with_line(text: str, old: str, new: str) -> str:
+    return "".join(
+        new + line[len(old) :] if line.rstrip("\n") == old else line for line in text.splitlines(keepends=True)
+    )
+
+
+def _rewrite(target: Path, text: str) -> None:
+    """Somebody else's file: its mode and its owner stay."""
+    status = target.stat()
+    put_file(target, text, status.st_mode & 0o777, owner=(status.st_uid, status.st_gid))
+
+
+def put_file(target: Path, text: str, mode: int, owner: tuple[int, int] | None = None) -> None:
     """Write a file in one go: whoever reads it meanwhile has the old one, or the new one."""
     unfinished = target.with_name(f".{target.name}.expedited")
     try:
         unfinished.write_text(text, encoding="utf-8")
+        if owner is not None:
+            os.chown(unfinished, *owner)
         unfinished.chmod(mode)
         unfinished.replace(target)
     except BaseException:

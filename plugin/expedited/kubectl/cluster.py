@@ -78,9 +78,10 @@ class Cluster:
 
     def _load(self, kubeconfig: str, context: str) -> None:
         config: Any = importlib.import_module("kubernetes.config")
+        damaged = (importlib.import_module("yaml").YAMLError, LookupError, TypeError, AttributeError)
         try:
             self._load_file(config, kubeconfig, context)
-        except (config.ConfigException, OSError, ValueError) as error:
+        except (config.ConfigException, OSError, ValueError, *damaged) as error:
             if kubeconfig or context:
                 raise UsageError(f"no cluster: {_line(error)}; see `kubectl config get-contexts`") from error
             try:

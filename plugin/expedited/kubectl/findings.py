@@ -24,9 +24,10 @@ def show_findings(nodes: Sequence[dict[str, Any]], to: Console) -> None:
                 lacks.setdefault(key, []).append(each["node"])
     for key, where in sorted(lacks.items(), key=lambda item: (_rank(item[0][0]), -len(item[1]))):
         level, area, name, found, costs, remedy = key
-        to.print(f"{level}: {area}: {name}: {found}", style=_STYLES.get(level, ""), soft_wrap=True, highlight=False)
+        style = _STYLES.get(level, "")
+        to.print(f"{level}: {area}: {name}: {found}", style=style, soft_wrap=True, highlight=False, markup=False)
         for label, text in (("nodes", _listed(where, len(nodes))), ("costs", costs), ("to get it", remedy)):
-            to.print(f"  {label:<9}  {text}", soft_wrap=True, highlight=False)
+            to.print(f"  {label:<9}  {text}", soft_wrap=True, highlight=False, markup=False)
     able = [each["node"] for each in nodes if each.get("works")]
     if nodes:
         to.print(f"Kills can be caught and struck on {len(able)} of {len(nodes)} nodes.", style="bold", highlight=False)

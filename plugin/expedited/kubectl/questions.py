@@ -135,7 +135,8 @@ def why(options: Options, namespace: str, pod: str, limit: int) -> int:
             "started (who exits by itself within the grace period is not), or it is off the last 512 of its node"
         )
     for each in found:
-        console().print(story(read(pb.Stop, _without_node(each)), each["node"]), soft_wrap=True, highlight=False)
+        told = story(read(pb.Stop, _without_node(each)), each["node"])
+        console().print(told, soft_wrap=True, highlight=False, markup=False)
     return failed
 
 

@@ -165,6 +165,31 @@ def test_what_a_killed_demo_left_is_cleared_by_the_next():
     assert _traces(root) == []
 
 
+@pytest.mark.parametrize(
+    ("mode", "cgroup"), [(0o777, "/{name}-{pid}"), (0o700, "/"), (0o700, "/system.slice"), (0o700, "/../..")]
+)
+def test_what_anybody_could_have_put_there_is_not_believed(tmp_path: Path, mode: int, cgroup: str) -> None:
+    """/tmp is everybody's, and what is cleared is cleared as root."""
+    root = tmp_path / "expedited-forged"
+    root.mkdir()
+    root.chmod(mode)
+    owner = {"pid": 1, "started": -1, "cgroup": cgroup.format(name=root.name, pid=1)}
+    (root / "owner.json").write_text(json.dumps(owner))
+    assert leftovers.clear_abandoned(tmp_path) == []
+    assert root.exists()
+
+
+def test_only_a_shims_socket_is_unlinked_as_one(tmp_path: Path) -> None:
+    root, precious = tmp_path / "expedited-x", tmp_path / "precious"
+    bundle = root / "state/io.containerd.runtime.v2.task/a/b"
+    bundle.mkdir(parents=True)
+    precious.write_text("")
+    (bundle / "bootstrap.json").write_text(json.dumps({"address": f"unix://{precious}"}))
+    leftovers.clear(root, leftovers.own_cgroup(root, 1))
+    assert precious.exists()
+    assert not root.exists()
+
+
 def _root_of(demo: subprocess.Popen[str]) -> Path:
     # Before it there may be a line on what an earlier one had left
     assert demo.stdout is not None

@@ -59,6 +59,14 @@ def test_looking_for_nri_leaves_no_trace_in_the_runtimes_log(
     assert not [line for line in said if re.search("nri|plugin", line, re.IGNORECASE)]
 
 
+def test_nri_is_seen_from_a_network_of_ones_own(containerd: PrivateContainerd) -> None:
+    """As in the agent's pod, which has the node's processes and not its network."""
+    code = "import sys; from expedited.doctor.nri import look\nprint(look(sys.argv[1], int(sys.argv[2]), None).found)"
+    command = ["unshare", "--net", sys.executable, "-c", code, str(containerd.nri_socket), str(containerd.pid)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert answer.stdout == f"the runtime listens at {containerd.nri_socket}\n"
+
+
 def test_where_nri_is_elsewhere_the_daemons_own_configuration_is_read(
     containerd: PrivateContainerd, settings: AgentSettings
 ) -> None:

@@ -128,6 +128,14 @@ def test_somebody_elses_file_is_never_replaced(node: Node) -> None:
     assert _everything(node.root) == before
 
 
+def test_what_was_changed_since_is_not_written_anew(node: Node) -> None:
+    node.install()
+    node.write("etc/systemd/system/expedited.service", "theirs")
+    said = node.install()
+    assert any(line.startswith("left /etc/systemd/system/expedited.service") for line in said)
+    assert (node.root / "etc/systemd/system/expedited.service").read_text() == "theirs"
+
+
 def test_a_node_has_one_agent(node: Node) -> None:
     node.install(Starter.SYSTEMD)
     with pytest.raises(UsageError, match="--remove"):
@@ -229,6 +237,24 @@ def test_one_line_is_added_where_drop_ins_are_not_read_and_goes_again(with_conta
     node.remove()
     assert (node.root / "etc/containerd/config.toml").read_text() == text
     assert not (node.root / "etc/containerd/conf.d").exists()
+
+
+def test_a_configuration_that_is_managed_elsewhere_stays_where_it_is(with_containerd: Node) -> None:
+    """As 1.7's own default has it, imports empty, behind a symbolic link, and somebody else's."""
+    node = with_containerd
+    node.write("etc/managed/containerd.toml", "disabled_plugins = []\nimports = []\n" + _OFF)
+    managed = node.root / "etc/managed/containerd.toml"
+    os.chown(managed, 1234, 1234)
+    (node.root / "etc/containerd").mkdir()
+    (node.root / "etc/containerd/config.toml").symlink_to("../managed/containerd.toml")
+    before = _everything(node.root)
+    node.install()
+    assert _effective(node)["disable"] is False
+    assert (node.root / "etc/containerd/config.toml").is_symlink()
+    assert (managed.stat().st_uid, managed.stat().st_gid) == (1234, 1234)
+    assert node.install() == ["everything was in place already"]
+    node.remove()
+    assert _everything(node.root) == before
 
 
 @pytest.mark.parametrize(("version", "folder"), [(2, "config.toml.d"), (3, "config-v3.toml.d")])

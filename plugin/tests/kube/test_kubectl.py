@@ -310,7 +310,7 @@ def test_doctor_tells_once_what_many_nodes_lack(api: Any, kubectl: Command) -> N
     _agents(api, *(f"node-{number}" for number in range(8)))
 
     def run(pod: str, argv: list[str]) -> tuple[bytes, bytes, int]:
-        finding = {"area": "kernel", "name": "flags", "found": "stock", "costs": "races", "remedy": "patch"}
+        finding = {"area": "kernel", "name": "flags", "found": "stock", "costs": "races", "remedy": "patch [it] [/now]"}
         findings = [{**finding, "level": "degraded"}, {**finding, "name": "fine", "level": "ok"}]
         if pod.endswith("3"):
             findings.append({**finding, "name": "fanotify", "found": "missing", "level": "broken"})
@@ -324,6 +324,7 @@ def test_doctor_tells_once_what_many_nodes_lack(api: Any, kubectl: Command) -> N
     assert lines[1].split(maxsplit=1) == ["nodes", "node-3"]
     assert lines[4] == "degraded: kernel: flags: stock"
     assert lines[5].split(maxsplit=1) == ["nodes", "all 8"]
+    assert lines[7].endswith("patch [it] [/now]")  # and no markup
     assert lines[-1] == "Kills can be caught and struck on 7 of 8 nodes."
     assert "fine" not in answer.stdout
 
@@ -360,9 +361,13 @@ def test_who_is_not_let_in_is_told_so_in_one_line(api: Any, kubectl: Command) ->
     assert "could not list the agents' pods: Unauthorized" in _refused(kubectl, "status", "--context", "nobody")
 
 
-def test_a_context_or_a_kubeconfig_that_is_absent_is_one_line(kubectl: Command) -> None:
+def test_a_context_or_a_kubeconfig_that_is_absent_or_damaged_is_one_line(kubectl: Command, tmp_path: Path) -> None:
     assert "no cluster: " in _refused(kubectl, "status", "--context", "absent")
     assert "no cluster: " in _refused(kubectl, "status", "--kubeconfig", "/absent")
+    for number, damaged in enumerate(("a: [", "[]", "contexts: 5\ncurrent-context: x")):
+        path = tmp_path / f"damaged-{number}"
+        path.write_text(damaged)
+        assert "no cluster: " in _refused(kubectl, "status", "--kubeconfig", str(path))
 
 
 @pytest.mark.parametrize("pod", ["/", "a/", "/b", "a/b/c"])
