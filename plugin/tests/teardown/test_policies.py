@@ -26,13 +26,12 @@ MIB = 1 << 20
 
 
 class Runtime(threading.Thread):
-    """Kills a process a little later, as the runtime does once it is through the gate."""
+    """Kills a process a little after its start, as the runtime does once it is through the gate."""
 
     def __init__(self, pid: int) -> None:
         super().__init__()
         self.pid = pid
         self.killed_at = 0.0
-        self.start()
 
     def run(self) -> None:
         time.sleep(0.2)
@@ -73,7 +72,8 @@ def test_observe_touches_nothing_and_measures_the_runtimes_kill(
     monkeypatch.setattr("expedited.teardown.cgroup._write", lambda *words: touched.append(words))
     monkeypatch.setattr("expedited.teardown.boost._write", lambda *words: touched.append(words))
     runtime = Runtime(process.pid)
-    report = strike(Cgroup.find(scratch_cgroup.path), Policy(mode=Mode.OBSERVE, page_cache=PageCache.DROP))
+    policy = Policy(mode=Mode.OBSERVE, page_cache=PageCache.DROP)
+    report = strike(Cgroup.find(scratch_cgroup.path), policy, on_signalled=runtime.start)
     runtime.join()
     assert (report.outcome, report.order, report.boosted, touched) == (Outcome.OBSERVED, "", (), [])
     assert report.signalled_seconds is None
@@ -92,7 +92,7 @@ def test_observe_gives_up_at_the_deadline(scratch_cgroup: Any, hog: Any, alive: 
     assert alive(process.pid)
 
 
-def follow(scratch: Any, pid: int, **policy: Any) -> Report:
+def follow(scratch: Any, pid: int, runtime: Runtime | None = None, **policy: Any) -> Report:
     with Reapers() as reapers:
         one = Strike(
             Cgroup.find(scratch.path),
@@ -103,6 +103,8 @@ def follow(scratch: Any, pid: int, **policy: Any) -> Report:
         )
         one.signal()
         one.answered()
+        if runtime is not None:
+            runtime.start()
         return one.finish()
 
 
@@ -113,7 +115,7 @@ def test_follow_reaps_as_soon_as_the_runtime_has_killed_and_signals_nothing(
     signals: list[object] = []
     monkeypatch.setattr("signal.pidfd_send_signal", lambda *words: signals.append(words))
     runtime = Runtime(process.pid)
-    report = follow(scratch_cgroup, process.pid)
+    report = follow(scratch_cgroup, process.pid, runtime)
     runtime.join()
     assert (report.outcome, report.order, report.signalled_seconds, signals) == (Outcome.STRUCK, "follow", None, [])
     assert report.answered_seconds is not None
