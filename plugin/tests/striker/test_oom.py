@@ -88,6 +88,15 @@ def grow(grower: subprocess.Popen[bytes]) -> None:
     grower.stdin.flush()
 
 
+def is_reaped(striker: Any, grower: subprocess.Popen[bytes], cgroup: Any, until: Any) -> bool:
+    """Have it grow until the kernel kills it; whether the striker was there in time, and tells of it."""
+    with starved(cgroup):
+        grow(grower)
+        assert grower.wait() == -signal.SIGKILL
+    until(lambda: striker.status()["active"] == 0, "the strike does not end")
+    return bool(striker.reports())
+
+
 def test_who_is_killed_is_reaped_and_the_others_live_on(
     node: Any, striker: Any, scratch_cgroup: Any, make_grower: Callable[..., Any], bells: Bells, alive: Any, until: Any
 ) -> None:
@@ -97,11 +106,7 @@ def test_who_is_killed_is_reaped_and_the_others_live_on(
     growers = []
     for _ in range(_TRIES if scratch_cgroup.version == 1 else 1):
         growers.append(make_grower(scratch_cgroup, 48))
-        with starved(scratch_cgroup):
-            grow(growers[-1])
-            assert growers[-1].wait() == -signal.SIGKILL
-        until(lambda: striker.status()["active"] == 0, "the strike does not end")
-        if striker.reports():
+        if is_reaped(striker, growers[-1], scratch_cgroup, until):
             break
     # Version 2 tells late: there may be nobody left to reap, and then nothing to report
     if scratch_cgroup.version == 1:
@@ -137,11 +142,7 @@ def test_a_container_of_one_large_process_is_reported_too(
         grower = make_grower(cgroup, 400)
         node.adopt(f"c{number}", grower.pid, cgroup)
         until(lambda number=number: bells(striker) == number + 1, "it is not listened to")
-        with starved(cgroup):
-            grow(grower)
-            assert grower.wait() == -signal.SIGKILL
-        until(lambda: striker.status()["active"] == 0, "the strike does not end")
-        if striker.reports():
+        if is_reaped(striker, grower, cgroup, until):
             break
     (report,) = striker.reports()
     assert (report.trigger, report.process_count, report.outcome) == ("oom", 1, Outcome.STRUCK)
@@ -195,11 +196,7 @@ def test_a_container_that_starts_again_under_its_id_is_listened_to_again(
         grower = make_grower(cgroup, 48)
         node.adopt("c1", grower.pid, cgroup)
         time.sleep(2)  # it looks once a second
-        with starved(cgroup):
-            grow(grower)
-            assert grower.wait() == -signal.SIGKILL
-        until(lambda: striker.status()["active"] == 0, "the strike does not end")
-        if striker.reports():
+        if is_reaped(striker, grower, cgroup, until):
             break
     assert striker.reports()[0].trigger == "oom"
 
