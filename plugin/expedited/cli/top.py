@@ -39,7 +39,8 @@ def show_top(settings: AgentSettings, *, once: bool, every_seconds: float, as_js
             return
         try:
             first = _picture(agent, terminal.width, terminal.height)
-            with Live(first, console=terminal, screen=True, auto_refresh=False) as live, _keys() as pressed:
+            # The keyboard first: who sees the first picture may press a key
+            with _keys() as pressed, Live(first, console=terminal, screen=True, auto_refresh=False) as live:
                 while pressed(every_seconds) != b"q":
                     live.update(_picture(agent, terminal.width, terminal.height), refresh=True)
         except KeyboardInterrupt:
@@ -59,7 +60,8 @@ def _keys() -> Iterator[Callable[[float], bytes]]:
         yield pressed
         return
     before = termios.tcgetattr(keyboard)
-    tty.setcbreak(keyboard)  # a key counts at once, and is not shown
+    # A key counts at once, and is not shown; one typed ahead is kept (the default, TCSAFLUSH, throws it away)
+    tty.setcbreak(keyboard, termios.TCSADRAIN)
     try:
         yield pressed
     finally:

@@ -199,6 +199,13 @@ def test_top_in_a_terminal_ends_by_key(agent_with_stops: Agent, key: bytes) -> N
     assert "\x1b[?25h" in shown  # and the cursor are as they were
 
 
+def test_a_key_typed_ahead_ends_top(agent_with_stops: Agent) -> None:
+    with in_a_terminal(agent_with_stops, "top", "--every=0.2") as (top, terminal):
+        os.write(terminal, b"q")  # while Python still starts
+        read_until(terminal, "\x1b[?1049l")
+        assert top.wait(30) == 0
+
+
 def test_follow_in_a_terminal_ends_by_ctrl_c(agent_with_stops: Agent) -> None:
     with in_a_terminal(agent_with_stops, "stops", "--follow") as (follow, terminal):
         read_until(terminal, "struck")
