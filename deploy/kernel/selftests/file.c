@@ -108,6 +108,31 @@ static void test_large_folios(const char *path)
 	    "large_folios_mapped_in_pieces", "%s, %ld pages in large folios before, %ld pages left", code(ret), large, left);
 }
 
+static void reaps_as_nobody(void *pidfd)
+{
+	if (setresuid(65534, 65534, 65534))
+		_exit(1);
+	shared->result = mrelease((long)pidfd, 0);
+}
+
+/* Who may not kill the process may reap it, as ever, but not cost others their page cache. */
+static void test_stranger(const char *path)
+{
+	struct mapping mapping = { path, 16 * MIB, PROT_READ, MAP_PRIVATE };
+	int pidfd;
+
+	make_file(path, mapping.bytes, 15);
+	pid_t pid = hold(maps_file, &mapping, &pidfd);
+
+	shared->result = 1;
+	waitpid(spawn(reaps_as_nobody, (void *)(long)pidfd), NULL, 0);
+	long pages = resident_pages(path);
+
+	tap(!shared->result && is_there(pages, mapping.bytes), "another_user_reaps_and_frees_no_file", "%s, %ld pages",
+	    code(shared->result), pages);
+	let_go(pid, pidfd);
+}
+
 /* A process that nobody reaps leaves its page cache, on every kernel. */
 static void test_plain_exit(const char *path)
 {
@@ -452,6 +477,7 @@ int main(int argc, char **argv)
 	shared_new();
 	test_exclusive(path);
 	test_plain_exit(path);
+	test_stranger(path);
 	test_second_mapper(path);
 	test_dirty_shared(path);
 	test_dirty_cache(path);
