@@ -245,10 +245,12 @@ class Agent:
             case "refused":
                 _log.error("the striker refused what the agent told it", why=message["why"])
 
-    def _take_report(self, report: Report) -> None:
+    def _take_report(self, report: Report, is_news: bool) -> None:
         stop = self._stop_of(report)
         self._stopping.pop(stop.report.container_id, None)
         self._stops.add(stop)
+        if not is_news:
+            return  # in the log, the metrics and the cluster's Events already
         log.log_stop(stop)
         if self._metrics is not None:
             self._metrics.stop(stop)

@@ -20,10 +20,10 @@ class Reports:
 
     Args:
         striker: Whom to ask for those that nobody heard.
-        take: Called with each report.
+        take: Called with each report, and whether it is news: a striker that outlived another agent has told that one of some.
     """
 
-    def __init__(self, striker: StrikerKeeper, take: Callable[[Report], None]) -> None:
+    def __init__(self, striker: StrikerKeeper, take: Callable[[Report, bool], None]) -> None:
         self._striker = striker
         self._take = take
         self._heard_up_to = (0.0, 0)  # which striker (its start), and the number of its last report
@@ -59,17 +59,21 @@ class Reports:
             while more:
                 answer = await self._striker.ask("reports", after=after)
                 for report in answer["reports"]:
-                    self._take_once(report)
                     after = int(report["number"])
+                    self._take_once(report, is_news=after > int(answer["heard_up_to"]))
                 more = answer["more"]
         finally:
             news, self._news = self._news or [], None
             for report in news:
                 self._take_once(report)
 
-    def _take_once(self, data: dict[str, Any]) -> None:
-        striker, number = self._heard_up_to
-        if int(data["number"]) <= number:
+    def _take_once(self, data: dict[str, Any], *, is_news: bool = True) -> None:
+        striker, known = self._heard_up_to
+        number = int(data["number"])
+        if number <= known:
             return  # came twice: as news, and in what was asked for after a new connection
-        self._heard_up_to = (striker, int(data["number"]))
-        self._take(Report.from_json(data))
+        self._heard_up_to = (striker, number)
+        if is_news:
+            # Before it is told of: should we crash now, the next agent tells of it not at all rather than twice
+            self._striker.tell("heard", number=number)
+        self._take(Report.from_json(data), is_news)

@@ -166,7 +166,12 @@ class Server:
     def _do_reports(self, connection: socket.socket, message: dict[str, Any]) -> dict[str, Any]:
         kept = [report for report in list(self._stops().reports) if report.number > message.get("after", 0)]
         told = [report.to_json() for report in kept[:_REPORTS_A_PACKET]]
-        return {"is": "reports", "reports": told, "more": len(kept) > len(told)}
+        heard_up_to = self._stops().heard_up_to
+        return {"is": "reports", "reports": told, "more": len(kept) > len(told), "heard_up_to": heard_up_to}
+
+    def _do_heard(self, connection: socket.socket, message: dict[str, Any]) -> None:
+        stops = self._stops()
+        stops.heard_up_to = max(stops.heard_up_to, int(message["number"]))
 
     def _do_strike(self, connection: socket.socket, message: dict[str, Any]) -> None:
         """In a worker: this thread must stay free to answer others. The answer is the report."""

@@ -54,6 +54,7 @@ class Stops:
         self.leaving: set[str] = set()
         self.reports: deque[Report] = deque(maxlen=_REPORTS_KEPT)
         self.number = 0
+        self.heard_up_to = 0  # the last report that an agent has taken: no news to the next one
         self._publish = publish
         self._on_began = on_began
         self._log = log
