@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from expedited import __version__, log
+from expedited.agent.chores import Chores
 from expedited.agent.cluster import link_to_kubernetes
+from expedited.agent.orders import Orders
 from expedited.agent.pod_cache import PodCache
 from expedited.agent.processes import give_back, measure
 from expedited.agent.reports import Reports
@@ -44,12 +46,8 @@ if TYPE_CHECKING:  # loaded only where they are wanted: each costs memory
 __all__ = ["Agent", "run"]
 
 _STATUS_SECONDS = 5.0
-#: A strike answers at its own deadline; the answer then still has to come.
-_ANSWER_SLACK_SECONDS = 5.0
 #: How long the default policy waits for the annotations that may forbid what it says.
 _FIRST_LOOK_SECONDS = 10.0
-#: How long a pod's sandbox is left alone until the runtime has taken note of its containers' ends.
-_NOTED_SECONDS = 2.0
 
 _log = structlog.get_logger(__name__)
 
@@ -83,6 +81,7 @@ class Agent:
         self._inventory = Inventory(settings, self._policies_changed)
         self._striker = StrikerKeeper(settings, connected=self._striker_connected, heard=self._striker_said)
         self._reports = Reports(self._striker, self._take_report)
+        self._orders = Orders(self._inventory, self._striker, settings.policy)
         self._nri = NriSource(
             self._inventory,
             settings.cri_namespace,
@@ -99,7 +98,7 @@ class Agent:
         self._stopping: dict[str, float] = {}  # since when (the epoch's seconds), by container
         self._closing = asyncio.Event()  # the gate is to end, with the agent or before it
         self._gate_ended = asyncio.Event()
-        self._chores: set[asyncio.Task[Any]] = set()
+        self._chores = Chores()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until ``stop`` is set.
@@ -131,8 +130,8 @@ class Agent:
                 self._listed = source.listed
                 others.append(asyncio.create_task(source.run()))
             if self._kubernetes is not None:
-                self._do(self._kubernetes.run())
-            self._do(self._look_first())
+                self._chores.do(self._kubernetes.run())
+            self._chores.do(self._look_first())
             _log.info("the agent runs", version=__version__, mode=settings.policy.mode.value, api=settings.api_socket)
             for task in others:
                 task.add_done_callback(lambda done: None if done.cancelled() else stop.set())
@@ -144,11 +143,10 @@ class Agent:
                 why = str(last)
                 raise
             finally:
-                chores = list(self._chores)
-                for task in (*others, *chores):
+                for task in others:
                     task.cancel()
                 ended = await asyncio.gather(*others, return_exceptions=True)
-                await asyncio.gather(*chores, return_exceptions=True)
+                await self._chores.end()
                 if self._kubernetes is not None:
                     await self._kubernetes.last_word(why)
             for problem in ended:
@@ -204,12 +202,12 @@ class Agent:
     def _container_started(self, container_id: str) -> None:
         known = self._inventory.get(container_id)
         if known is not None:
-            self._do(self._pod_cache.learn(known))
+            self._chores.do(self._pod_cache.learn(known))
 
     def _pod_ended(self, sandbox_id: str) -> None:
         members = [known.id for known in self._inventory if known.seen.sandbox_id == sandbox_id]
         self._striker.tell("leaving", ids=members)
-        self._do(self._pod_cache.drop(sandbox_id))
+        self._chores.do(self._pod_cache.drop(sandbox_id))
 
     def _pod_leaves(self, uid: str, why: str) -> None:
         """Kubernetes knows before the kill that it will not come back: its page cache may go with it."""
@@ -231,7 +229,7 @@ class Agent:
         for uid in self._kubernetes.leaving if self._kubernetes is not None else ():
             self._pod_leaves(uid, "told to another striker before")
         self._reports.connected()
-        self._do(self._reports.catch_up(float(status["started_at"]), self._listed))
+        self._chores.do(self._reports.catch_up(float(status["started_at"]), self._listed))
 
     def _striker_said(self, message: dict[str, Any]) -> None:
         match message["is"]:
@@ -285,37 +283,7 @@ class Agent:
 
     async def strike(self, target: Target, overrides: dict[str, Any]) -> Sequence[Stop]:
         """See :meth:`Backend.strike`."""
-        if target.cgroup:
-            return [await self._strike_one(overrides, cgroup=target.cgroup)]
-        if target.container_id:
-            return [await self._strike_one(overrides, id=self._inventory.find(target.container_id).id)]
-        members = [known for known in self._inventory.by_pod(target.pod) if known.seen.state is not State.STOPPED]
-        containers = [known.id for known in members if not known.sandbox]
-        stops = list(await asyncio.gather(*(self._strike_one(overrides, id=each) for each in containers)))
-        # The sandbox holds the pod's namespaces: it goes when nobody is left in them. With it goes the shim that serves
-        # them all, and a runtime that has not taken note of their ends until then fails the stop of the pod.
-        sandboxes = [known.id for known in members if known.sandbox]
-        if sandboxes:
-            await self._wait_noted(containers)
-        return stops + [await self._strike_one(overrides, id=each) for each in sandboxes]
-
-    async def _wait_noted(self, ids: Sequence[str]) -> None:
-        give_up_at = time.monotonic() + _NOTED_SECONDS
-        while time.monotonic() < give_up_at:
-            left = [known for known in map(self._inventory.get, ids) if known and known.seen.state is not State.STOPPED]
-            if not left:
-                return
-            await asyncio.sleep(0.02)
-
-    async def _strike_one(self, overrides: dict[str, Any], **target: str) -> Stop:
-        deadline = overrides.get("deadline_seconds", self._settings.policy.deadline_seconds)
-        known = self._inventory.get(target.get("id", ""))
-        if known is not None:
-            deadline = max(deadline, known.policy.deadline_seconds)
-        answer = await self._striker.ask(
-            "strike", policy=overrides, trigger="api", timeout_seconds=deadline + _ANSWER_SLACK_SECONDS, **target
-        )
-        return self._stop_of(Report.from_json(answer["report"]))
+        return list(map(self._stop_of, await self._orders.strike(target, overrides)))
 
     def containers(self) -> Sequence[Container]:
         """See :meth:`Backend.containers`."""
@@ -390,21 +358,6 @@ class Agent:
     async def _close_at(self, stop: asyncio.Event) -> None:
         await stop.wait()
         self._closing.set()
-
-    def _do(self, chore: Coroutine[Any, Any, Any]) -> None:
-        """Have something done beside everything else; what it raises is logged."""
-
-        def done(task: asyncio.Task[Any]) -> None:
-            self._chores.discard(task)
-            problem = None if task.cancelled() else task.exception()
-            if isinstance(problem, ExpeditedError):
-                _log.warning(str(problem))
-            elif problem is not None:
-                _log.error("a chore failed", error=repr(problem))
-
-        task = asyncio.create_task(chore)
-        self._chores.add(task)
-        task.add_done_callback(done)
 
 
 def _latency(gate: dict[str, Any]) -> GateLatency | None:

@@ -1,0 +1,74 @@
+"""Strikes that somebody asks for: a container, a cgroup, or a pod in the order in which its parts have to go."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from expedited.agent.striker import StrikerKeeper
+from expedited.api.backend import Target
+from expedited.inventory import Inventory, State
+from expedited.teardown.policy import Policy
+from expedited.teardown.report import Report
+
+__all__ = ["Orders"]
+
+#: A strike answers at its own deadline; the answer then still has to come.
+_ANSWER_SLACK_SECONDS = 5.0
+#: How long a pod's sandbox is left alone until the runtime has taken note of its containers' ends.
+_NOTED_SECONDS = 2.0
+
+
+class Orders:
+    """Has the striker strike.
+
+    Args:
+        inventory: Knows what a target is made of.
+        striker: Strikes.
+        default: The policy of what the inventory does not know.
+    """
+
+    def __init__(self, inventory: Inventory, striker: StrikerKeeper, default: Policy) -> None:
+        self._inventory = inventory
+        self._striker = striker
+        self._default = default
+
+    async def strike(self, target: Target, overrides: dict[str, Any]) -> Sequence[Report]:
+        """Strike a target, with these fields of its policy changed; a report for each cgroup.
+
+        Raises:
+            ExpeditedError: there is no such target, or it must not be struck, or there is no striker.
+        """
+        if target.cgroup:
+            return [await self._strike_one(overrides, cgroup=target.cgroup)]
+        if target.container_id:
+            return [await self._strike_one(overrides, id=self._inventory.find(target.container_id).id)]
+        members = [known for known in self._inventory.by_pod(target.pod) if known.seen.state is not State.STOPPED]
+        containers = [known.id for known in members if not known.sandbox]
+        reports = list(await asyncio.gather(*(self._strike_one(overrides, id=each) for each in containers)))
+        # The sandbox holds the pod's namespaces: it goes when nobody is left in them. With it goes the shim that serves
+        # them all, and a runtime that has not taken note of their ends until then fails the stop of the pod.
+        sandboxes = [known.id for known in members if known.sandbox]
+        if sandboxes:
+            await self._wait_noted(containers)
+        return reports + [await self._strike_one(overrides, id=each) for each in sandboxes]
+
+    async def _wait_noted(self, ids: Sequence[str]) -> None:
+        give_up_at = time.monotonic() + _NOTED_SECONDS
+        while time.monotonic() < give_up_at:
+            left = [known for known in map(self._inventory.get, ids) if known and known.seen.state is not State.STOPPED]
+            if not left:
+                return
+            await asyncio.sleep(0.02)
+
+    async def _strike_one(self, overrides: dict[str, Any], **target: str) -> Report:
+        deadline = overrides.get("deadline_seconds", self._default.deadline_seconds)
+        known = self._inventory.get(target.get("id", ""))
+        if known is not None:
+            deadline = max(deadline, known.policy.deadline_seconds)
+        answer = await self._striker.ask(
+            "strike", policy=overrides, trigger="api", timeout_seconds=deadline + _ANSWER_SLACK_SECONDS, **target
+        )
+        return Report.from_json(answer["report"])
