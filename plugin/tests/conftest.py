@@ -287,7 +287,8 @@ class AgentProcess:
 
     def log(self) -> list[dict[str, Any]]:
         """Every line of its log, and of its striker's, so far."""
-        return [json.loads(line) for line in self.log_path.read_text().splitlines() if line.startswith("{")]
+        whole, _, _ = self.log_path.read_text().rpartition("\n")  # it may be writing the last one
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
 
     def told(self, event: str) -> list[dict[str, Any]]:
         """The log's lines with these words in their event."""

@@ -4,7 +4,8 @@
  *
  * Every test runs on a stock kernel too: there it asserts what a stock kernel does. Which of the two this is,
  * `uname -r` says (the build puts -expedited into it), and the probe of the flags has to agree with that.
- * No test asserts a time; a victim that never dies ends in WAIT_MS.
+ * No test asserts a time, but for the two seconds that the kernel waits for robust
+ * futexes, and there the best of several tries counts; a victim that never dies ends in WAIT_MS.
  */
 #ifndef MRELEASE_H
 #define MRELEASE_H

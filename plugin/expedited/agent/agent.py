@@ -64,7 +64,11 @@ async def run(settings: AgentSettings) -> None:
         loop.add_signal_handler(number, stop.set)
     # `expedited run` has blocked them until there was somebody to hear them
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
-    await Agent(settings).run(stop)
+    try:
+        await Agent(settings).run(stop)
+    finally:
+        # Whoever asks again while Python takes itself down has been heard
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
 
 
 class Agent:

@@ -203,7 +203,7 @@ def _by_gate(way: str, signals: tuple[str, ...], options: StrikeOptions, progres
         (scratch / "start").write_text(_START)
         (scratch / "kill").write_text(_KILL)
         policy = json.dumps({"min_size_bytes": 0, "page_cache": "keep"})
-        with striker(scratch, root, f"--policy={policy}") as link:
+        with striker(scratch, root, f"--policy={policy}", "--budget=1") as link:
             for number in range(-_WARM_UP, options.runs):
                 with scratch_cgroup() as cgroup, crowd(cgroup, options.processes) as victims:
                     report = _runtime_kills(link, root, f"bench{number + _WARM_UP}", victims, signals)

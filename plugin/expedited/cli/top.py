@@ -39,8 +39,10 @@ def show_top(settings: AgentSettings, *, once: bool, every_seconds: float, as_js
             return
         try:
             first = _picture(agent, terminal.width, terminal.height)
-            # The keyboard first: who sees the first picture may press a key
-            with _keys() as pressed, Live(first, console=terminal, screen=True, auto_refresh=False) as live:
+            # The keyboard first: who sees the first picture may press a key. And that is not drawn while Live begins, as an
+            # interrupt would then find nobody to take it off the screen.
+            with _keys() as pressed, Live(console=terminal, screen=True, auto_refresh=False) as live:
+                live.update(first, refresh=True)
                 while pressed(every_seconds) != b"q":
                     live.update(_picture(agent, terminal.width, terminal.height), refresh=True)
         except KeyboardInterrupt:

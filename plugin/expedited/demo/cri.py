@@ -36,7 +36,7 @@ __all__ = [
 _T = TypeVar("_T")
 # containerd allows itself 16 MiB a message; Python's default is 4
 _MAX_MESSAGE_BYTES = 16 << 20
-_TRY_AGAIN_SECONDS = (0.1, 0.5, 2.0)
+_TRY_AGAIN_SECONDS = (0.1, 0.5, 2.0, 5.0, 10.0)
 
 
 class CriError(ExpeditedError):
@@ -260,10 +260,10 @@ class CriClient:
         deadline = time.monotonic() + timeout_seconds
         log = self.container(container_id).log_path
         while True:
+            state = self.container(container_id).state  # first: the log of one that has exited is complete
             printed = log.read_text(errors="replace") if log.exists() else ""
             if text in printed:
                 return
-            state = self.container(container_id).state
             if state not in ("running", "created") or time.monotonic() > deadline:
                 last = (printed.strip().splitlines() or ["nothing"])[-1]
                 raise ExpeditedError(f"container {container_id[:12]} ({state}) did not print {text!r} but: {last}")

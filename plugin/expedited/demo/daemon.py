@@ -30,7 +30,7 @@ CRI_NAMESPACE = "k8s.io"
 
 # sun_path of unix(7) is 108 bytes; the longest of ours below the root is /state/….sock.ttrpc
 _LONGEST_ROOT = 80
-_START_SECONDS = 30.0
+_START_SECONDS = 120.0
 # Plugins that are slow, or loud, where what they are for is missing
 _NOT_NEEDED = [
     "io.containerd.internal.v1.tracing",
@@ -253,6 +253,8 @@ def _configuration(daemon: PrivateContainerd) -> str:
         f"disabled_plugins = {json.dumps(_NOT_NEEDED)}",
         "[grpc]",
         f'address = "{daemon.socket}"',
+        "[timeouts]",
+        '"io.containerd.timeout.shim.load" = "60s"',  # not 5
         "[ttrpc]",
         f'address = "{daemon.socket}.ttrpc"',
         '[plugins."io.containerd.internal.v1.opt"]',
@@ -262,7 +264,9 @@ def _configuration(daemon: PrivateContainerd) -> str:
         f'socket_path = "{daemon.nri_socket}"',
         f'plugin_path = "{daemon.nri_plugin_dir}"',
         f'plugin_config_path = "{daemon.nri_config_dir}"',
-        'plugin_registration_timeout = "60s"',  # 5 s are few for two Python programs that start beside it
+        # 5 s are few for two Python programs that start beside it, and 2 s for one that a busy machine keeps from running
+        'plugin_registration_timeout = "60s"',
+        'plugin_request_timeout = "60s"',
         f'[plugins."{cri}"]',
         f"restrict_oom_score_adj = {restrict}",
         "disable_apparmor = true",

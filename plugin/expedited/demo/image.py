@@ -93,7 +93,7 @@ def import_image(containerd: PrivateContainerd, tar: Path, reference: str) -> No
     """Import an image, for CRI and for ctr's default namespace, and wait until pods can be made of it."""
     for namespace in (CRI_NAMESPACE, "default"):
         containerd.ctr("image", "import", "--no-unpack", str(tar), namespace=namespace)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not containerd.cri.has_image(reference):
         # CRI learns of it by an event
         if time.monotonic() > deadline:

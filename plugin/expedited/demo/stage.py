@@ -29,7 +29,7 @@ __all__ = ["memory_directory", "pod_for", "run_striker", "stop_once"]
 #: A contended stock stop is given up, and counted as this long, after so many seconds.
 PATIENCE_SECONDS = 20.0
 
-_START_SECONDS = 10.0
+_START_SECONDS = 60.0
 _END_SECONDS = 10.0
 # The scheduler needs a moment until the weights and quotas are what counts: a sleeper starts with a small credit.
 _SETTLE_SECONDS = 0.3
@@ -113,8 +113,8 @@ def _measured_stop(daemon: PrivateContainerd, scenario: Scenario, pod: Pod, cont
     back, gone = measured.memory_back_at, measured.gone_at
     return Stop(
         anon_bytes=meter.anon_bytes,
-        memory_back_seconds=PATIENCE_SECONDS if back is None else back - began,
-        gone_seconds=PATIENCE_SECONDS if gone is None else gone - began,
+        memory_back_seconds=PATIENCE_SECONDS if back is None else min(back - began, PATIENCE_SECONDS),
+        gone_seconds=PATIENCE_SECONDS if gone is None else min(gone - began, PATIENCE_SECONDS),
         exit_code=daemon.cri.container(container_id).exit_code,
         capped=gone is None,
     )

@@ -74,7 +74,7 @@ def read_container(directory: str, descriptor: int) -> Container:
         state: dict[str, Any] = json.loads(_read_all(descriptor))
         init_pid = int(state.get("init_process_pid") or state["pid"])
         init_start = int(state.get("init_process_start") or state["process-start-time"])
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise StateError(
             f"{directory}: the state file names no init process ({error}); is this a runtime's directory?"
         ) from None

@@ -26,12 +26,13 @@ __all__ = ["Gate", "Hold"]
 class Hold(Kill):
     """A kill that waits for its answer: answered exactly once, by the worker or, when the budget is over, by the loop."""
 
-    __slots__ = ("_answered", "_gate", "_lock", "pidfd")
+    __slots__ = ("_answered", "_gate", "_lock", "deadline", "pidfd")
 
     held = True
 
-    def __init__(self, gate: Gate, event: Event, command: Command, seen: float) -> None:
+    def __init__(self, gate: Gate, event: Event, command: Command, seen: float, budget_seconds: float) -> None:
         super().__init__(command, event.fd, seen)
+        self.deadline = seen + budget_seconds
         self.pidfd = event.pidfd
         self._gate = gate
         self._answered = False
@@ -120,7 +121,7 @@ class Gate(Source):
                 command = parse(cmdline)
                 if command is not None and (event.pidfd < 0 or _is_alive(event.pidfd)):
                     counters.kills += 1
-                    hold = self._holds[event.fd] = Hold(self, event, command, now)
+                    hold = self._holds[event.fd] = Hold(self, event, command, now, self._budget_seconds)
                     held = True
                     self._on_kill(hold)
         except Exception:
@@ -143,18 +144,18 @@ class Gate(Source):
         """Until the next heartbeat, or the next hold that runs over its budget."""
         if not self._holds:
             return ROUND_SECONDS * 1000
-        first = min((hold.seen for hold in list(self._holds.values())), default=0.0)
-        remaining = first + self._budget_seconds - time.monotonic()
+        remaining = min((hold.deadline for hold in list(self._holds.values())), default=0.0) - time.monotonic()
         # A hold that was answered stays until its worker lets go of the descriptor: don't spin on it
         return 1000 * min(ROUND_SECONDS, max(0.005, remaining))
 
-    def _end_round(self) -> None:
-        """Answer for the workers that are not done within the budget."""
+    def _end_round(self, late_seconds: float) -> None:
+        """Answer for the workers that are not done within the budget; for how long the machine stood still they can't help."""
         if not self._holds:
             return
-        limit = time.monotonic() - self._budget_seconds
+        now = time.monotonic()
         for hold in list(self._holds.values()):
-            if hold.seen < limit and hold.answer():
+            hold.deadline += late_seconds
+            if hold.deadline < now and hold.answer():
                 self.counters.overruns += 1
 
 

@@ -118,11 +118,12 @@ class ProcConnector:
             why = "refused; they are told in the first network namespace only (not in a kind node's)"
             raise OSError(errno.ECONNREFUSED, why, _WHAT) from None
         end = time.monotonic() + _ANSWER_SECONDS
-        while (left := end - time.monotonic()) > 0:
-            self._socket.settimeout(left)
+        while True:
+            # Not blocking at the end: what came while this process was kept from running is there, however late it is
+            self._socket.settimeout(max(0.0, end - time.monotonic()))
             try:
                 event = self._receive()
-            except TimeoutError:
+            except (TimeoutError, BlockingIOError):
                 break
             except OSError as problem:
                 if problem.errno != errno.ENOBUFS:

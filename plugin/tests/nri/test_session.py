@@ -323,7 +323,8 @@ async def test_the_runtime_has_its_answer_before_the_handler_is_called(runtime, 
     assert len(answered) == 7
 
 
-async def test_a_start_waits_for_its_handler(runtime, heard):
+async def test_a_start_waits_for_its_handler(runtime, heard, monkeypatch):
+    monkeypatch.setattr(session, "START_AT_MOST_SECONDS", 30)
     await runtime.take_in()
     done = asyncio.Event()
     answered: list[bool] = []

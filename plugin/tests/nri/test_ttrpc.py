@@ -263,12 +263,12 @@ class Caller:
 
 async def test_a_call_says_what_it_wants_on_a_stream_of_its_own():
     caller = Caller()
-    calls = [caller.call(b"one", 1.5), caller.call(b"two"), caller.call(b"three")]
+    calls = [caller.call(b"one", 3000.5), caller.call(b"two"), caller.call(b"three")]
     await _settle()
     asked = split(bytes(caller.sent))
     assert [(stream, kind, flags) for stream, kind, flags, _ in asked] == [(1, 1, 0), (3, 1, 0), (5, 1, 0)]
     assert ttrpc_pb2.Request.FromString(asked[0][3]) == ttrpc_pb2.Request(
-        service="s", method="Echo", payload=b"one", timeout_nano=1_500_000_000
+        service="s", method="Echo", payload=b"one", timeout_nano=3_000_500_000_000
     )
     # Whoever is answered first goes on first
     caller.client.received(response(5, b"3") + response(1, b"1") + response(3, b"2"))

@@ -161,7 +161,7 @@ def test_a_kill_of_another_container_is_not_this_ones(node: Any, striker: Any, s
     assert alive(process.pid)
 
 
-def test_a_garbled_state_file_is_one_line_and_let_through(node: Any, striker: Any) -> None:
+def test_a_garbled_state_file_is_one_line_and_let_through(node: Any, striker: Any, until: Any) -> None:
     contents = ["", "{", "[]", "null", '{"init_process_pid": "x"}', "\0\1\2", '{"cgroup_paths": 3}', "[" * 10000]
     for number, content in enumerate(contents):
         node.state(f"garbled-{number}", content)
@@ -169,9 +169,10 @@ def test_a_garbled_state_file_is_one_line_and_let_through(node: Any, striker: An
     for number in range(len(contents)):
         before = striker.log.count("\n")
         node.run("kill", f"garbled-{number}", "9", idle=True)
-        striker.status()
-        lines = striker.log.splitlines()[before:]
-        assert len(lines) == 1, lines
+        until(lambda before=before: striker.log.count("\n") > before, "no line")
+    time.sleep(1.2)  # whoever listens for OOM kills has looked at them, too
+    lines = striker.log.splitlines()
+    assert len(lines) == len(contents), lines
     assert striker.reports() == []
     assert striker.status()["restarts"] == 0
 
@@ -203,11 +204,17 @@ def test_a_cgroup_that_is_no_containers_is_refused(
 
 def test_a_decision_over_its_budget_is_answered_by_the_loop(node: Any, make_striker: Any, scratch_cgroup: Any) -> None:
     striker = make_striker("--budget=0.001")
-    node.container("c1", scratch_cgroup, "--bytes", "8M", "--children", "1", padding=700_000)  # takes long to read
-    striker.wait_gated("c1")
-    # Idle: let through by the loop, the runtime would be done before the worker has read the file
-    assert node.run("kill", "c1", "9", idle=True) == 0
-    assert striker.report_of("c1").outcome is Outcome.STRUCK
+    for number in range(1, 6):
+        name = f"c{number}"
+        node.container(
+            name, scratch_cgroup.child(name), "--bytes", "8M", "--children", "1", padding=700_000
+        )  # long to read
+        striker.wait_gated(name)
+        # Idle: let through by the loop, the runtime would be done before the worker has read the file
+        assert node.run("kill", name, "9", idle=True) == 0
+        assert striker.report_of(name).outcome is Outcome.STRUCK
+        if striker.status()["overruns"] == 1:
+            break  # else the loop itself was kept off the CPU, which is no overrun
     assert striker.status()["overruns"] == 1
 
 
@@ -233,7 +240,7 @@ def test_observe_lets_the_runtime_kill_and_measures_it(node: Any, striker: Any, 
     assert node.run("kill", "c1", "9") == 0
     report = striker.report_of("c1")
     assert (report.outcome, report.signalled_seconds, report.boosted) == (Outcome.OBSERVED, None, ())
-    assert {one.fate for one in report.processes} == {Fate.GONE}
+    assert {one.fate for one in report.processes} <= {Fate.GONE}  # nobody, where the kill was quicker than the look
     assert process.wait() == -signal.SIGKILL
 
 
@@ -243,6 +250,20 @@ def test_off_does_nothing(node: Any, striker: Any, scratch_cgroup: Any) -> None:
     striker.wait_gated("c1")
     assert node.run("kill", "c1", "9") == 0
     assert striker.reports() == []
+
+
+def test_a_machine_that_stood_still_costs_no_gate(striker: Any) -> None:
+    """Its beat is old then, but no older than its supervisor's last look."""
+    status = striker.status()
+    both = (status["supervisor_pid"], status["pid"])
+    for pid in both:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(2.5)
+    for pid in both:
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.01)  # the supervisor first: it looks before the gate has gone round
+    time.sleep(1.0)
+    assert (striker.status()["pid"], striker.status()["restarts"]) == (status["pid"], 0)
 
 
 def test_a_gate_that_hangs_is_killed_and_replaced(node: Any, striker: Any, scratch_cgroup: Any, until: Any) -> None:
