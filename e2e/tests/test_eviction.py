@@ -13,11 +13,23 @@ from node import MemoryWatch, Node, SummaryWatch
 from pods import NAMESPACE, Pods, hog_pod, wait_for
 
 THRESHOLD = 1800 << 20  # kind/cluster.yaml
-# By how much the node is short when kubelet looks, which is every 10 s or when the kernel tells it that the threshold is
-# passed; what grows goes on meanwhile. A small node is short of a tenth of what it has, a large one of as much as that again.
-SHORT_OF = {"eviction": 400 << 20, "eviction-large": 1400 << 20}
-# What the push takes is more by this, so that nothing is short before it
+# Of the node's memory, so that nothing is short before the push
 ROOM = 200 << 20
+PUSH = 600 << 20
+SUDDEN = 1400 << 20  # by so much the node is short at once
+
+
+def push_by_a_pod(pods: Pods, node: Node) -> None:
+    """A pod within its request, so that it is not to blame: it grows for seconds, and kubelet decides meanwhile."""
+    pods.make(hog_pod("push", "--bytes", str(PUSH), requests={"memory": "650Mi", "cpu": "100m"}, mode="off"))
+
+
+def push_at_once(pods: Pods, node: Node) -> None:
+    """Something of the node's own, quicker than kubelet: when it decides, all of the memory is short."""
+    node.take((SUDDEN + ROOM) >> 20)
+
+
+CASES = {"eviction": push_by_a_pod, "eviction-sudden": push_at_once}
 
 
 def pressure(api: client.CoreV1Api) -> bool:
@@ -27,7 +39,7 @@ def pressure(api: client.CoreV1Api) -> bool:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("case_name", SHORT_OF)
+@pytest.mark.parametrize("case_name", CASES)
 def test_an_evicted_hog_is_the_only_one(
     case_name: str, mode: str, pods: Pods, node: Node, record: Record, api: client.CoreV1Api
 ) -> None:
@@ -47,11 +59,8 @@ def test_an_evicted_hog_is_the_only_one(
     watch = MemoryWatch(node, [node.pod_cgroup(uid)])
     summary = SummaryWatch(api)
     began = time.time()
-    # Within its request, so it is not to blame for what is short
-    push = SHORT_OF[case_name] + ROOM
-    requests = {"memory": str(push + (50 << 20)), "cpu": "100m"}
-    pods.make(hog_pod("push", "--bytes", str(push), requests=requests, mode=mode))
     try:
+        CASES[case_name](pods, node)
         wait_for("kubelet evicts", lambda: hog in pods.evicted(), 300)
         decided = _decision(node, began)
         wait_for("the hog has no process", lambda: watch.gone_at(decided), 300)
@@ -60,6 +69,7 @@ def test_an_evicted_hog_is_the_only_one(
     finally:
         watch.stop()
         summary.stop()
+        node.give_back()
     moments = (
         watch.available_at(decided, THRESHOLD),
         watch.gone_at(decided),
