@@ -26,13 +26,14 @@ __all__ = ["Gate", "Hold"]
 class Hold(Kill):
     """A kill that waits for its answer: answered exactly once, by the worker or, when the budget is over, by the loop."""
 
-    __slots__ = ("_answered", "_gate", "_lock", "deadline", "pidfd")
+    __slots__ = ("_answered", "_gate", "_lock", "deadline", "excused", "pidfd")
 
     held = True
 
     def __init__(self, gate: Gate, event: Event, command: Command, seen: float, budget_seconds: float) -> None:
         super().__init__(command, event.fd, seen)
         self.deadline = seen + budget_seconds
+        self.excused = False
         self.pidfd = event.pidfd
         self._gate = gate
         self._answered = False
@@ -148,13 +149,19 @@ class Gate(Source):
         # A hold that was answered stays until its worker lets go of the descriptor: don't spin on it
         return 1000 * min(ROUND_SECONDS, max(0.005, remaining))
 
-    def _end_round(self, late_seconds: float) -> None:
-        """Answer for the workers that are not done within the budget; for how long the machine stood still they can't help."""
+    def _stood_still(self) -> None:
+        """The workers could not run either: those who are held get another budget, once."""
+        for hold in list(self._holds.values()):
+            if not hold.excused:
+                hold.excused = True
+                hold.deadline = time.monotonic() + self._budget_seconds
+
+    def _end_round(self) -> None:
+        """Answer for the workers that are not done within the budget."""
         if not self._holds:
             return
         now = time.monotonic()
         for hold in list(self._holds.values()):
-            hold.deadline += late_seconds
             if hold.deadline < now and hold.answer():
                 self.counters.overruns += 1
 

@@ -20,6 +20,8 @@ __all__ = ["ROUND_SECONDS", "Counters", "Kill", "Source"]
 
 #: The longest time between two beats.
 ROUND_SECONDS = 0.2
+# Later than a real-time thread ever is on a machine that runs
+_STOOD_STILL_SECONDS = 0.1
 
 
 class Counters:
@@ -108,7 +110,8 @@ class Source(ABC):
             patience_ms, asked = self._patience_ms(), time.monotonic()
             ready = poller.poll(patience_ms)
             self._beat()
-            late_seconds = time.monotonic() - asked - patience_ms / 1000
+            if time.monotonic() - asked - patience_ms / 1000 > _STOOD_STILL_SECONDS:
+                self._stood_still()
             for descriptor, _ in ready:
                 if descriptor == self._descriptor:
                     self._decide_all()
@@ -116,7 +119,7 @@ class Source(ABC):
                     return
                 else:
                     self._drain()
-            self._end_round(max(0.0, late_seconds))
+            self._end_round()
 
     def stop(self) -> None:
         """Make :meth:`run` return; from any thread or a signal handler."""
@@ -133,8 +136,11 @@ class Source(ABC):
     def _patience_ms(self) -> float:
         return 1000 * ROUND_SECONDS
 
-    def _end_round(self, late_seconds: float) -> None:  # noqa: B027 (most sources have nothing to do there)
-        """What is to be looked at once a round, which came later by so much than it was to come."""
+    def _stood_still(self) -> None:  # noqa: B027 (most sources have nothing to do there)
+        """A round came late: for that long nobody could run, on this CPU at least."""
+
+    def _end_round(self) -> None:  # noqa: B027 (most sources have nothing to do there)
+        """What is to be looked at once a round."""
 
     def _drain(self) -> None:
         for directory in self._roots.drain():

@@ -104,7 +104,7 @@ def _watch(pid: int, heartbeat: Heartbeat, asked_to_stop: list[int], reader: int
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
     poller.register(reader, select.POLLIN)
-    looked = time.monotonic()
+    looked, excused = time.monotonic(), False
     try:
         while True:
             ready = {descriptor for descriptor, _ in poller.poll(_LOOK_SECONDS * 1000)}
@@ -118,7 +118,9 @@ def _watch(pid: int, heartbeat: Heartbeat, asked_to_stop: list[int], reader: int
                 signal.pidfd_send_signal(pidfd, signal.SIGTERM)
             age_seconds = heartbeat.age_seconds()
             # Where the whole machine has stood still, the gate's beat is as old as our own last look: it gets one more round
-            if age_seconds > HUNG_SECONDS and looked - before < 2 * _LOOK_SECONDS:
+            excuse = looked - before >= 2 * _LOOK_SECONDS and not excused
+            excused = excuse and age_seconds > HUNG_SECONDS
+            if age_seconds > HUNG_SECONDS and not excuse:
                 # First of all: the line that says so may have to wait for whoever reads it
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 log.error(f"the gate has not gone round for {age_seconds:.1f} s: it was killed, which opens it")

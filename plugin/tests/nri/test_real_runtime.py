@@ -119,6 +119,7 @@ async def test_a_handler_that_never_ends_holds_up_no_pod(
     assert [name for name, _, _ in heard.of(hog.id)] == _LIFE[:4]
     # It is still connected: a runtime drops a plugin that takes two seconds, this one after a minute
     assert "disconnected" not in heard.names
+    assert session.START_AT_MOST_SECONDS <= 0.5
     assert [line["event"] for line in logged] == ["a container starts before the agent is ready for it"]
 
 

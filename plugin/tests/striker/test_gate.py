@@ -10,10 +10,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from expedited.striker.gate import Gate
 from expedited.teardown.hierarchies import hierarchies
 from expedited.teardown.report import Fate, Outcome
 
@@ -252,6 +254,18 @@ def test_off_does_nothing(node: Any, striker: Any, scratch_cgroup: Any) -> None:
     assert striker.reports() == []
 
 
+def test_a_machine_that_stood_still_costs_nobody_his_budget_and_nobody_waits_for_ever() -> None:
+    gate = Gate.__new__(Gate)  # its loop alone: no group of the kernel's
+    gate._budget_seconds = 10.0
+    hold = SimpleNamespace(deadline=time.monotonic() - 60, excused=False)
+    gate._holds = {0: hold}  # type: ignore[dict-item]
+    gate._stood_still()
+    once = hold.deadline
+    assert once > time.monotonic() + 5
+    gate._stood_still()
+    assert hold.deadline == once
+
+
 def test_a_machine_that_stood_still_costs_no_gate(striker: Any) -> None:
     """Its beat is old then, but no older than its supervisor's last look."""
     status = striker.status()
@@ -259,9 +273,8 @@ def test_a_machine_that_stood_still_costs_no_gate(striker: Any) -> None:
     for pid in both:
         os.kill(pid, signal.SIGSTOP)
     time.sleep(2.5)
-    for pid in both:
+    for pid in both:  # the supervisor first: it looks before the gate has gone round
         os.kill(pid, signal.SIGCONT)
-        time.sleep(0.01)  # the supervisor first: it looks before the gate has gone round
     time.sleep(1.0)
     assert (striker.status()["pid"], striker.status()["restarts"]) == (status["pid"], 0)
 
