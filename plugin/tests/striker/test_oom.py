@@ -42,7 +42,7 @@ def _limit(cgroup: Any, size: int) -> None:
 def starved(cgroup: Any) -> Iterator[None]:
     """It gets next to no CPU, as busy loops take it all: who is killed in it can't exit at once."""
     name, place, least, usual = (
-        ("cpu.weight", "unified", "1", "100") if cgroup.version == 2 else ("cpu.shares", "cpu", "30", "1024")
+        ("cpu.weight", "unified", "1", "100") if cgroup.version == 2 else ("cpu.shares", "cpu", "10", "1024")
     )
     weight = cgroup.directories[place] / name
     weight.write_text(least)
@@ -106,11 +106,11 @@ def test_who_is_killed_is_reaped_and_the_others_live_on(
     growers = []
     for _ in range(_TRIES if scratch_cgroup.version == 1 else 1):
         growers.append(make_grower(scratch_cgroup, 48))
-        if is_reaped(striker, growers[-1], scratch_cgroup, until):
-            break
+        if is_reaped(striker, growers[-1], scratch_cgroup, until) and striker.reports()[-1].bytes_returned >= 16 * MIB:
+            break  # else it had gone before the striker could look
     # Version 2 tells late: there may be nobody left to reap, and then nothing to report
     if scratch_cgroup.version == 1:
-        report = striker.report_of("c1")
+        report = striker.reports()[-1]
         assert (report.trigger, report.outcome, report.order) == ("oom", Outcome.STRUCK, "follow")
         assert report.reason == "out of memory: the kernel killed 1 of 2 processes"
         (victim,) = report.processes
@@ -121,10 +121,7 @@ def test_who_is_killed_is_reaped_and_the_others_live_on(
     assert alive(init.pid)
     # It is in nobody's way: the runtime's kill is another stop
     node.run("kill", "c1", "9")
-    triggers = [striker.report_of("c1").trigger]
-    if triggers == ["oom"]:
-        triggers.append(striker.report_of("c1").trigger)
-    assert triggers[-1] == "gate:kill"
+    until(lambda: any(report.trigger == "gate:kill" for report in striker.reports()), "it was not struck")
 
 
 def test_a_container_of_one_large_process_is_reported_too(
