@@ -164,10 +164,10 @@ class Server:
         return {"is": "status", **self._status()}
 
     def _do_reports(self, connection: socket.socket, message: dict[str, Any]) -> dict[str, Any]:
-        kept = [report for report in list(self._stops().reports) if report.number > message.get("after", 0)]
+        stops = self._stops()
+        kept = [report for report in list(stops.reports) if report.number > message.get("after", 0)]
         told = [report.to_json() for report in kept[:_REPORTS_A_PACKET]]
-        heard_up_to = self._stops().heard_up_to
-        return {"is": "reports", "reports": told, "more": len(kept) > len(told), "heard_up_to": heard_up_to}
+        return {"is": "reports", "reports": told, "more": len(kept) > len(told), "heard_up_to": stops.heard_up_to}
 
     def _do_heard(self, connection: socket.socket, message: dict[str, Any]) -> None:
         stops = self._stops()

@@ -75,6 +75,17 @@ class Striker:
     def wait_gated(self, container_id: str) -> None:
         wait_for(lambda: container_id in self.status()["gated"], f"{container_id} is not gated")
 
+    def wait_reported(self, *container_ids: str) -> dict[str, Report]:
+        """The last report about each of these, when there are all."""
+        found: dict[str, Report] = {}
+
+        def are_there() -> bool:
+            found.update((report.container_id, report) for report in self.reports())
+            return found.keys() >= set(container_ids)
+
+        wait_for(are_there, "reports are missing", 30)
+        return found
+
     def close(self) -> None:
         self.link.close()
         if self.process.poll() is None:

@@ -104,11 +104,7 @@ def test_stop_pod_sandbox_strikes_each_of_its_containers(
 
     containerd.cri.stop_pod(pod.id)
 
-    everybody = {pod.id, *(hog.id for hog in hogs)}
-    deadline = time.monotonic() + 30
-    while not everybody <= set(reports := {report.container_id: report for report in striker.reports()}):
-        assert time.monotonic() < deadline, reports
-        time.sleep(0.02)
+    reports = striker.wait_reported(pod.id, *(hog.id for hog in hogs))
     for hog in hogs:
         assert reports[hog.id].outcome is Outcome.STRUCK
         assert containerd.cri.container(hog.id).exit_code == 137
@@ -131,9 +127,8 @@ def test_observe_measures_and_signals_nothing(
     assert report.signalled_seconds is None
     assert report.memory_back_seconds is not None
     assert report.boosted == ()
-    assert {process.fate for process in report.processes} <= {
-        Fate.GONE
-    }  # nobody, where the kill was quicker than the look
+    # Nobody, where the kill was quicker than the look
+    assert {process.fate for process in report.processes} <= {Fate.GONE}
 
 
 def test_compare_strikes_every_other_one(

@@ -10,12 +10,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from expedited.striker.gate import Gate
+from expedited.striker.argv import Command
+from expedited.striker.fanotify import Event
+from expedited.striker.gate import Gate, Hold
 from expedited.teardown.hierarchies import hierarchies
 from expedited.teardown.report import Fate, Outcome
 
@@ -208,9 +209,8 @@ def test_a_decision_over_its_budget_is_answered_by_the_loop(node: Any, make_stri
     striker = make_striker("--budget=0.001")
     for number in range(1, 6):
         name = f"c{number}"
-        node.container(
-            name, scratch_cgroup.child(name), "--bytes", "8M", "--children", "1", padding=700_000
-        )  # long to read
+        # What is padded takes long to read
+        node.container(name, scratch_cgroup.child(name), "--bytes", "8M", "--children", "1", padding=700_000)
         striker.wait_gated(name)
         # Idle: let through by the loop, the runtime would be done before the worker has read the file
         assert node.run("kill", name, "9", idle=True) == 0
@@ -257,8 +257,9 @@ def test_off_does_nothing(node: Any, striker: Any, scratch_cgroup: Any) -> None:
 def test_a_machine_that_stood_still_costs_nobody_his_budget_and_nobody_waits_for_ever() -> None:
     gate = Gate.__new__(Gate)  # its loop alone: no group of the kernel's
     gate._budget_seconds = 10.0
-    hold = SimpleNamespace(deadline=time.monotonic() - 60, excused=False)
-    gate._holds = {0: hold}  # type: ignore[dict-item]
+    event, command = Event(mask=0, fd=0, pid=0, pidfd=-1), Command("kill", "c1", 9, False)
+    hold = Hold(gate, event, command, time.monotonic() - 60, gate._budget_seconds)
+    gate._holds = {0: hold}
     gate._stood_still()
     once = hold.deadline
     assert once > time.monotonic() + 5
