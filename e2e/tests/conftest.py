@@ -21,6 +21,7 @@ from node import Node
 from pods import Pods
 
 KUBECONFIG = Path("/machine/root/.kube/config")
+UNSEEN = "not seen"
 RESULTS = Path(os.environ.get("EXPEDITED_E2E_RESULTS", "/share/e2e.json"))
 
 
@@ -29,8 +30,9 @@ class Case:
     """One case on one kernel in one mode.
 
     Attributes:
-        memory_back_s: From the end of the grace period, or from kubelet's decision, until 95% of the anonymous memory
-            was free; for an eviction, until the node's available memory was over the threshold.
+        memory_back_s: From the end of the grace period (of a pod that obeys its SIGTERM: from the delete), or from kubelet's
+            decision, until 95% of the anonymous memory was free; for an eviction, until the node's available memory was
+            over the threshold.
         gone_s: From there until the pod had no process left.
         evicted_pods: How many other pods were evicted.
         kill_back_s: From the SIGKILL until the memory was back, as the agent has it.
@@ -78,11 +80,18 @@ class Record:
         hog: float | None = None,
         to_kill: float | None = None,
         cache_left: int | None = None,
+        obeyed: bool = False,
     ) -> Case:
-        """Add a case; it is ok if the memory came back, the pod went, and the agent saw it and did as it was told."""
-        outcome = stop["outcome"] if stop else "not seen"
-        expected = {"observe": "observed", "strike": "struck"}[mode]
-        ok = back is not None and gone is not None and outcome == expected
+        """Add a case; it is ok if the memory came back, the pod went, and the agent saw it and did as it was told.
+
+        Who obeys its SIGTERM is of no interest to an agent that only observes; and where its share of the CPU does not let it
+        obey within its grace, it is killed after all.
+        """
+        outcome = stop["outcome"] if stop else UNSEEN
+        expected = {"observe": {"observed"}, "strike": {"struck"}}[mode]
+        if obeyed:
+            expected |= {"observe": {UNSEEN}, "strike": {"exited"}}[mode]
+        ok = back is not None and gone is not None and outcome in expected
         killed = stop.get("memory_back_seconds") if stop else None
         lost = stop.get("lost_races", 0) if stop else 0
         case = Case(

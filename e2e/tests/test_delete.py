@@ -13,6 +13,7 @@ from pods import Pods, hog_pod, wait_for
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("name", "arguments", "grace"), [
+    ("delete-obeyed", ["--bytes", "512M"], 60),
     ("delete-force", ["--bytes", "512M", "--ignore-term"], 0),
     ("delete-grace", ["--bytes", "512M", "--ignore-term"], 3),
     ("delete-children", ["--bytes", "128M", "--children", "3", "--ignore-term"], 3),
@@ -33,7 +34,11 @@ def test_a_deleted_pod_gives_its_memory_back(
     pods.ready(victim)
     burners(pods)
     ending, due = delete(pods, node, victim, uid, grace)
-    stop = wait_for("the agent wrote of it", lambda: last_stop(api, victim, since_seconds=ending.began), 180)
-    case = record.add(name, mode, *ending.since(due), stop)
+    if obeyed := "--ignore-term" not in arguments:
+        due = ending.asked
+    stop = None
+    if mode == "strike" or not obeyed:
+        stop = wait_for("the agent wrote of it", lambda: last_stop(api, victim, since_seconds=ending.began), 180)
+    case = record.add(name, mode, *ending.since(due), stop, obeyed=obeyed)
     assert case.ok
     wait_for("the API server has it no more", lambda: pods.get(victim) is None)

@@ -295,7 +295,7 @@ class Agent:
 
     def _with_stop(self, known: Container) -> Container:
         since = self._stopping.get(known.id)
-        # One that ended within its grace was never struck, and there is no report of it
+        # One that ended within its grace was not struck, and if it was quick there is no report of it
         return known if since is None or known.seen.state is State.STOPPED else replace(known, stopping_since=since)
 
     def stops(self) -> Sequence[Stop]:

@@ -216,7 +216,9 @@ def install(
 @app.command()
 def demo(
     pairs: Annotated[int, typer.Option(help="Stops of each kind in each scenario.")] = 5,
-    scenario: Annotated[list[str] | None, typer.Option(help="Only this one; again for more.")] = None,
+    scenario: Annotated[
+        list[str] | None, typer.Option(help="Only this one; again for more. graceful is shown on demand only.")
+    ] = None,
     workload: Annotated[
         str | None, typer.Option(help="A real server to stop in the end: redis or stress-ng; '' for none.")
     ] = "redis",

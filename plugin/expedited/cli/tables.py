@@ -16,7 +16,14 @@ from expedited.quantity import format_seconds, format_size
 
 __all__ = ["console", "containers_table", "outcome_text", "print_steps", "stops_table"]
 
-_STYLES = {"struck": "green", "observed": "cyan", "skipped": "dim", "deadline": "yellow", "failed": "bold red"}
+_STYLES = {
+    "struck": "green",
+    "exited": "green",
+    "observed": "cyan",
+    "skipped": "dim",
+    "deadline": "yellow",
+    "failed": "bold red",
+}
 _SHORT_ID = 12
 _WIDE = 160
 _HEADINGS = ("time", "container", "outcome", "back", "after", "gone", "order", "trigger")

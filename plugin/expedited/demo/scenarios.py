@@ -22,6 +22,8 @@ class Scenario:
         quota_us: CPU quota per 100,000 us; 0: none. Set when the memory is there: filling it would take minutes.
         rounds: Times as many pairs as were asked for: where the difference is small, the median needs more of them.
         contended: Whether the parent cgroup has the lowest weight, beside busy loops.
+        grace_seconds: Of its stops. With one, they begin with a SIGTERM, and it exits when that reaches it.
+        usual: Whether it is shown to who asks for none by name.
     """
 
     name: str
@@ -32,6 +34,8 @@ class Scenario:
     quota_us: int = 0
     rounds: int = 1
     contended: bool = False
+    grace_seconds: int = 0
+    usual: bool = True
 
     @property
     def bytes(self) -> int:
@@ -58,6 +62,14 @@ SCENARIOS = (
         512 * _MIB,
         threads=1,
         contended=True,
+    ),
+    Scenario(
+        "graceful",
+        "the same, asleep, and it obeys its SIGTERM: nobody kills it",
+        512 * _MIB,
+        contended=True,
+        grace_seconds=60,
+        usual=False,
     ),
 )
 

@@ -83,7 +83,7 @@ def pod_for(daemon: PrivateContainerd, scenario: Scenario) -> Pod:
 
 
 def stop_once(daemon: PrivateContainerd, scenario: Scenario, pod: Pod, *, expedited: bool) -> Stop:
-    """Make the scenario's container, stop it with no grace, measure, remove it."""
+    """Make the scenario's container, stop it with its grace, measure, remove it."""
     name = f"{scenario.name}-{secrets.token_hex(4)}"
     with run_striker(daemon) if expedited else nullcontext():
         container_id = daemon.cri.create_container(pod, ContainerSpec(HOG_IMAGE, scenario.command, name=name))
@@ -106,7 +106,7 @@ def _measured_stop(daemon: PrivateContainerd, scenario: Scenario, pod: Pod, cont
             if scenario.contended or scenario.quota_us:
                 time.sleep(_SETTLE_SECONDS)
             began = time.monotonic()
-            stopping = daemon.cri.begin_stop(container_id)
+            stopping = daemon.cri.begin_stop(container_id, scenario.grace_seconds)
             measured = meter.wait(PATIENCE_SECONDS)
         # With the neighbours gone, even one that was given up ends at once
         stopping.result()

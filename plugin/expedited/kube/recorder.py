@@ -146,7 +146,7 @@ class EventRecorder:
         match report.outcome:
             case Outcome.DEADLINE if report.before is None or report.before.anon_bytes >= self._min_size_bytes:
                 return _SLOW
-            case Outcome.STRUCK | Outcome.OBSERVED if report.bytes_returned >= self._min_size_bytes:
+            case Outcome.STRUCK | Outcome.EXITED | Outcome.OBSERVED if report.bytes_returned >= self._min_size_bytes:
                 return _RETURNED
             case _:
                 return ""

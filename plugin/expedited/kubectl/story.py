@@ -16,11 +16,13 @@ _TRIGGERS = {
     "observer:kill": "the runtime was on its way to kill it, and was seen",
     "observer:delete": "the runtime was on its way to delete it by force, and was seen",
     "oom": "it was out of memory, and the kernel killed in it",
+    "grace": "the runtime had sent SIGTERM, and one of its processes was seen to end",
     "api": "somebody asked the agent's API for it",
     "command": "somebody asked for it by `expedited kill`",
 }
 _OUTCOMES = {
     "struck": "it was torn down, and its cgroup is empty",
+    "exited": "it ended by itself; nobody was signalled, its dying processes were helped",
     "observed": "nothing was done, the runtime's own kill was measured",
     "skipped": "it was left alone",
     "deadline": "it was struck, but something of it was still there at the deadline",
@@ -30,6 +32,7 @@ _FATES = {
     "reaped": "reaped",
     "lost_race": "freed by themselves (let go of their memory before they could be reaped)",
     "gone": "gone before",
+    "exited": "freed by themselves (had let go of their memory as they ended)",
     "killed": "killed, too small to reap",
     "survived": "still there at the deadline",
 }
@@ -55,14 +58,15 @@ def story(stop: pb.Stop, node: str) -> str:
         ]
         held = ", ".join(f"{format_size(size)} {what}" for size, what in parts if size)
         lines.append(f"  held        {held or 'nothing'}, in {stop.process_count} processes")
+    since = "it was seen to end" if stop.outcome == "exited" else "the kill"
     back = known(stop, "memory_back_seconds")
-    when = f"{format_seconds(back)} after the kill" if back is not None else "when is not known"
+    when = f"{format_seconds(back)} after {since}" if back is not None else "when is not known"
     lines.append(f"  back        {format_size(stop.bytes_returned)}, {when}")
     if stop.page_cache_dropped_bytes:
         lines.append(f"  page cache  {format_size(stop.page_cache_dropped_bytes)} given back, too")
     gone = known(stop, "gone_seconds")
     lines.append(
-        f"  gone        {f'{format_seconds(gone)} after the kill' if gone is not None else 'not by the deadline'}"
+        f"  gone        {f'{format_seconds(gone)} after {since}' if gone is not None else 'not by the deadline'}"
     )
     answered = known(stop, "answered_seconds")
     if answered is not None:

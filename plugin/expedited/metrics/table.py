@@ -70,7 +70,9 @@ class Metric:
 
 _MODE = Label("mode", tuple(mode.value for mode in Mode if mode is not Mode.OFF))
 _OUTCOME = Label("outcome", tuple(outcome.value for outcome in Outcome))
-_TRIGGER = Label("trigger", ("gate:kill", "gate:delete", "observer:kill", "observer:delete", "oom", "api", "command"))
+_TRIGGER = Label(
+    "trigger", ("gate:kill", "gate:delete", "observer:kill", "observer:delete", "oom", "grace", "api", "command")
+)
 _LEVER = Label("lever", ("rt", "rt-bandwidth", "weight", "quota", "cpuset"))
 _TO = Label("to", ("striker", "nri", "containerd", "kubernetes"))
 _PROCESS = Label("process", ("agent", "striker", "supervisor"))
@@ -83,21 +85,22 @@ TABLE: tuple[Metric, ...] = (
         Kind.COUNTER,
         "Stops that the agent saw, by what it was to do, what came of it, and what announced the kill.",
         (_MODE, _OUTCOME, _TRIGGER),
-        seen_from_start=tuple(
-            ("strike", outcome, "gate:kill") for outcome in ("struck", "skipped", "deadline", "failed")
+        seen_from_start=(
+            *(("strike", outcome, "gate:kill") for outcome in ("struck", "skipped", "deadline", "failed")),
+            ("strike", "exited", "grace"),
         ),
     ),
     Metric(
         "expedited_memory_back_seconds",
         Kind.HISTOGRAM,
-        "From the kill until 95% of the container's anonymous memory was free.",
+        "From the kill (outcome exited: from when it was seen to end) until 95% of the anonymous memory was free.",
         (_OUTCOME,),
         _STOP_SECONDS,
     ),
     Metric(
         "expedited_gone_seconds",
         Kind.HISTOGRAM,
-        "From the kill until the container's cgroup was empty.",
+        "From the kill (outcome exited: from when it was seen to end) until the container's cgroup was empty.",
         (_OUTCOME,),
         _STOP_SECONDS,
     ),
@@ -106,7 +109,7 @@ TABLE: tuple[Metric, ...] = (
         Kind.COUNTER,
         "Anonymous memory of stopped containers that was given back.",
         (_OUTCOME,),
-        seen_from_start=(("struck",), ("observed",)),
+        seen_from_start=(("struck",), ("exited",), ("observed",)),
     ),
     Metric(
         "expedited_page_cache_dropped_bytes_total",

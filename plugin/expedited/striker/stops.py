@@ -17,6 +17,7 @@ from queue import Empty, SimpleQueue
 
 from expedited.errors import ExpeditedError
 from expedited.striker.container import Container, read_container
+from expedited.striker.graces import Graces
 from expedited.striker.log import Log
 from expedited.striker.source import Kill
 from expedited.teardown.cgroup import Cgroup, TargetError
@@ -25,7 +26,6 @@ from expedited.teardown.linux import be_realtime
 from expedited.teardown.policy import Mode, Order, PageCache, Policy
 from expedited.teardown.reap import STRIKER_PRIORITY, Reapers
 from expedited.teardown.report import Outcome, Report
-from expedited.teardown.roster import Roster
 from expedited.teardown.strike import Strike
 
 __all__ = ["Stops"]
@@ -34,8 +34,8 @@ _REPORTS_KEPT = 256
 _WORKERS_AT_MOST = 64
 _WORKERS_KEPT = 2
 _IDLE_SECONDS = 10.0
-#: Containers whose processes are held in advance: each may take thousands of descriptors.
-_PREPARED_AT_MOST = 64
+# What images ask to be stopped by (STOPSIGNAL): most by SIGTERM; SIGQUIT nginx, SIGINT PostgreSQL, SIGWINCH httpd, and systemd the last
+_STOP_SIGNALS = frozenset((signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGWINCH, signal.SIGRTMIN + 3))
 
 
 class Stops:
@@ -59,7 +59,7 @@ class Stops:
         self._on_began = on_began
         self._log = log
         self._known: dict[str, tuple[tuple[int, int], Container]] = {}  # directory -> state file's identity, container
-        self._prepared: dict[str, Roster] = {}  # directory -> its processes, held while its grace period runs
+        self._graces = Graces(self.policy_of, self._is_being_struck, self._keep, log)
         self._active: set[str] = set()
         self._compared = 0
         self._lock = threading.Lock()
@@ -89,9 +89,7 @@ class Stops:
     def on_deleted(self, directory: str) -> None:
         """The runtime has removed a container's directory."""
         self._known.pop(directory, None)
-        prepared = self._prepared.pop(directory, None)
-        if prepared is not None:
-            prepared.close()
+        self._graces.forget(directory)
         self.forget(os.path.basename(directory))
 
     def forget(self, container_id: str) -> None:
@@ -130,6 +128,7 @@ class Stops:
         if not self._begin(key):
             raise TargetError(f"{container_id or cgroup.path}: a stop of it is in progress already")
         try:
+            roster, boost = self._graces.take(key) or (None, None)
             one = Strike(
                 cgroup,
                 replace(policy, mode=Mode.STRIKE, min_size_bytes=0),
@@ -137,6 +136,8 @@ class Stops:
                 container_id=container_id,
                 trigger=trigger,
                 reapers=self._reapers,
+                roster=roster,
+                boost=boost,
             )
             try:
                 one.signal()
@@ -160,7 +161,7 @@ class Stops:
             container = self._container(directory, kill.descriptor)
             if kill.command.signal != 9:
                 kill.answer()
-                if kill.command.signal == 15:
+                if kill.command.signal in _STOP_SIGNALS:
                     self._on_began(container.id, signal.SIGTERM)
                     self._prepare(container)
                 return
@@ -183,6 +184,7 @@ class Stops:
         if not self._begin(container.directory):
             return
         try:
+            roster, boost = self._graces.take(container.directory) or (None, None)
             one = Strike(
                 container.cgroup,
                 policy,
@@ -192,7 +194,8 @@ class Stops:
                 runtime_kills=True,
                 started=kill.seen,
                 reapers=self._reapers,
-                roster=self._prepared.pop(container.directory, None),
+                roster=roster,
+                boost=boost,
             )
             try:
                 if policy.mode is Mode.OBSERVE:
@@ -211,7 +214,7 @@ class Stops:
     def _out_of_memory(self, container: Container, seen: float) -> None:
         policy = self.policy_of(container.id)
         # A key of its own: the runtime's kill, if it comes meanwhile, is another stop
-        key = f"oom:{container.directory}"
+        key = _oom_key(container)
         if policy.mode in (Mode.OFF, Mode.OBSERVE) or not self._begin(key):
             return
         try:
@@ -225,24 +228,17 @@ class Stops:
 
     def _prepare(self, container: Container) -> None:
         """Its grace period runs: hold its processes now, so that at the kill only the signals are left to be sent."""
-        if self.policy_of(container.id).mode in (Mode.OFF, Mode.OBSERVE) or len(self._prepared) >= _PREPARED_AT_MOST:
-            return
-        roster = Roster(container.cgroup)
-        roster.enrol(ahead=True)
-        if not container.is_running():  # asked after its pidfd was opened: so that is init's, if it is
-            roster.close()
-            return
-        earlier = self._prepared.pop(container.directory, None)
-        if earlier is not None:
-            earlier.close()
-        self._prepared[container.directory] = roster
+        self._graces.begin(container)
         if not os.path.isdir(container.directory):
             self.on_deleted(container.directory)  # it was quicker than we, and nobody would let go of them
 
+    def _is_being_struck(self, container: Container) -> bool:
+        keys = (container.directory, _oom_key(container), container.cgroup.procs_dir)
+        return any(key in self._active for key in keys)
+
     def _is_running(self, container: Container) -> bool:
         """By init's pidfd where that is held in advance: a look at its /proc/PID/stat takes 60 us of a kill's time."""
-        prepared = self._prepared.get(container.directory)
-        return (prepared is not None and prepared.holds(container.init_pid)) or container.is_running()
+        return self._graces.holds(container.directory, container.init_pid) or container.is_running()
 
     def _container(self, directory: str, descriptor: int) -> Container:
         """From the state file, or from what was learnt when it was started, if the file is the same still."""
@@ -317,6 +313,10 @@ class Stops:
                 work()
             except Exception as error:
                 self._log.error(f"a stop could not be handled: {type(error).__name__}: {error}")
+
+
+def _oom_key(container: Container) -> str:
+    return f"oom:{container.directory}"
 
 
 def _line(report: Report) -> str:

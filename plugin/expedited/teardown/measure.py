@@ -41,6 +41,10 @@ class MemoryWatch:
             self._descriptor = os.open(f"{cgroup.memory_dir}/memory.stat", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return
+        self.begin_anew(cgroup)
+
+    def begin_anew(self, cgroup: Cgroup) -> None:
+        """What it holds now is what there was before: for whoever had to wait."""
         stat = self._stat()
         if stat:
             self.before = cgroup.memory_by(stat)

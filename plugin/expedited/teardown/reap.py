@@ -33,6 +33,11 @@ _RETRY_SECONDS = 0.0005
 _PATIENCE_SECONDS = 2.0
 
 
+def _without_memory(victim: Victim) -> Fate:
+    """Of whom ESRCH was said; unless it was reaped before."""
+    return victim.fate or (Fate.GONE if victim.has_exited() else Fate.LOST_RACE)
+
+
 def _signal(victim: Victim, pidfd: int) -> None:
     victim.signalled = True
     try:
@@ -65,7 +70,7 @@ def _reap(victim: Victim, pidfd: int, flags: int, give_up_at: float | None = Non
             return victim.fate
         if code == errno.ESRCH:
             # No mm: either it exited, or it is past exit_mm() and frees its memory by itself, when it gets a CPU.
-            victim.fate = Fate.GONE if victim.has_exited() else Fate.LOST_RACE
+            victim.fate = _without_memory(victim)
             return victim.fate
         if code not in (errno.EAGAIN, errno.EINVAL, errno.EINTR) or time.monotonic() > give_up_at:
             return None
@@ -84,7 +89,7 @@ def kill_and_reap(victim: Victim, flags: int) -> Fate | None:
                 victim.fate = Fate.REAPED
                 return victim.fate
             if code == errno.ESRCH:
-                victim.fate = Fate.GONE
+                victim.fate = victim.fate or Fate.GONE
                 return victim.fate
             # EAGAIN: killed, not reaped yet. EBUSY, EPERM, EINVAL: nobody was killed, so do it the old way. A second
             # signal to a dying process is nothing, so both end here.
@@ -108,7 +113,7 @@ def reap_if_killed(victim: Victim, flags: int) -> bool:
         if code == 0:
             victim.fate = Fate.REAPED
         elif code == errno.ESRCH:
-            victim.fate = Fate.GONE if victim.has_exited() else Fate.LOST_RACE
+            victim.fate = _without_memory(victim)
         return True
 
 

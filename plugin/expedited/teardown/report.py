@@ -13,6 +13,7 @@ class Outcome(StrEnum):
     """How a stop ended for the agent."""
 
     STRUCK = "struck"  #: torn down, the cgroup is empty
+    EXITED = "exited"  #: ended within its grace period; nobody was signalled, but its memory was reaped, or its dying boosted
     OBSERVED = "observed"  #: the runtime's own kill was measured, nothing was changed
     SKIPPED = "skipped"  #: left alone: see the report's ``reason``
     DEADLINE = "deadline"  #: struck, but something was still there at the deadline
@@ -26,6 +27,7 @@ class Fate(StrEnum):
     LOST_RACE = "lost_race"  #: it had let go of its mm before it could be reaped, and frees it by itself
     GONE = "gone"  #: it had exited before it was struck
     KILLED = "killed"  #: too small to reap: signalled, and left to exit by itself
+    EXITED = "exited"  #: had ended within the grace period, and let go of its mm before it could be reaped
     SURVIVED = "survived"  #: still there at the deadline
 
 
@@ -58,13 +60,14 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One stop, from the kill to the empty cgroup. All ``..._seconds`` count from the moment the kill was seen.
+    """One stop, from the kill to the empty cgroup. All ``..._seconds`` count from the moment the kill was seen; of outcome
+    EXITED, from the moment at which the last who ended were seen to.
 
     Attributes:
         number: Counts the reports of one striker, from 1; 0 for a strike made without one.
         started_at: Wall clock, seconds since the epoch.
         trigger: What announced the kill: ``gate:kill``, ``gate:delete``, ``observer:kill``, ``observer:delete``, ``oom``,
-            ``api``, ``command``.
+            ``api``, ``command``; ``grace`` where there was none, and what is seen is the first process that ends.
         signalled_seconds: When the last SIGKILL was sent; None where the agent signalled nothing (follow, observe).
         answered_seconds: When the runtime was let through the gate; None without a gate.
         memory_back_seconds: When 95% of the anonymous memory was free; None if it was not, or can't be measured. The

@@ -170,6 +170,9 @@ class Roster:
     def muster(self) -> list[Victim]:
         """Take in who is new, and let go of those enrolled earlier who are members no more: they moved away, or died.
 
+        Who was found dying stays: newer kernels (seen in 7.3, not in 6.12) leave a process out of cgroup.procs once its last thread
+        exits, before it has let go of its memory.
+
         Whoever was enrolled before this list was made, and is in it, is a member still, by the rule above.
 
         Returns:
@@ -181,7 +184,8 @@ class Roster:
         earlier = list(self.living.values())
         newcomers = self.enrol()
         for pid in self.living.keys() - self._listed:
-            self._dismiss(self.living[pid])
+            if self.living[pid].fate is None:
+                self._dismiss(self.living[pid])
         return [victim for victim in earlier if victim.pid in self.living] + newcomers
 
     def holds(self, pid: int) -> bool:

@@ -51,6 +51,7 @@ class Strike:
         started: ``time.monotonic()`` of the moment the kill was seen; now, if not given.
         reapers: A warm pool; a strike without one makes its own.
         roster: The container's processes, if they were enrolled in advance; this strike closes it.
+        boost: What those of them who are dying already were helped by; this strike ends it.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Strike:
         started: float | None = None,
         reapers: Reapers | None = None,
         roster: Roster | None = None,
+        boost: Boost | None = None,
     ) -> None:
         self.cgroup = cgroup
         self.policy = policy
@@ -76,7 +78,7 @@ class Strike:
         self._started_at = time.time() - (time.monotonic() - self._started)
         self._own_reapers: Reapers | None = None
         self._roster = Roster(cgroup) if roster is None else roster
-        self._boost = Boost(cgroup)
+        self._boost = boost or Boost(cgroup)
         self._steps: list[Step] = []
         self._signalled: float | None = None
         self._answered: float | None = None

@@ -77,7 +77,24 @@ def test_the_grace_period_is_never_shortened(
         assert took >= 2  # it was kept off the CPU itself, and had all of its grace
     assert took >= 1.5
     assert exit_code == 0  # 137 would mean that somebody killed it
-    assert hog.id not in [report.container_id for report in striker.reports()]
+    assert {report.outcome for report in striker.reports() if report.container_id == hog.id} <= {Outcome.EXITED}
+
+
+def test_who_obeys_its_sigterm_is_helped_and_answers_as_ever(
+    containerd: PrivateContainerd, striker: Any, make_container: MakeContainer
+) -> None:
+    before = warnings(containerd)
+    for _ in range(4):
+        hog = make_container("--bytes", "512M")
+        striker.wait_gated(hog.id)
+        containerd.cri.stop_container(hog.id, 30)
+        assert containerd.cri.container(hog.id).exit_code == 0
+        if reports := [report for report in striker.reports() if report.container_id == hog.id]:
+            break  # else it was too quick to need help
+    (report,) = reports
+    assert (report.outcome, report.trigger, report.signalled_seconds) == (Outcome.EXITED, "grace", None)
+    assert report.bytes_returned >= 0.9 * (512 << 20)
+    assert warnings(containerd) == before
 
 
 def test_a_natural_exit_is_never_struck(

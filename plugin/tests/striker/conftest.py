@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -256,3 +256,32 @@ def striker(make_striker: Callable[..., StrikerProcess]) -> StrikerProcess:
 def until() -> Callable[..., None]:
     """``until(condition, complaint)``: ask until it is so."""
     return wait_for
+
+
+@contextmanager
+def _starved(cgroup: Any) -> Iterator[None]:
+    """It gets next to no CPU, as busy loops take it all: who is killed in it can't exit at once."""
+    name, place, least, usual = (
+        ("cpu.weight", "unified", "1", "100") if cgroup.version == 2 else ("cpu.shares", "cpu", "10", "1024")
+    )
+    weight = cgroup.directories[place] / name
+    if weight.exists():
+        weight.write_text(least)
+    else:  # a hierarchy without the CPU controller: its members are next to each other with everybody else
+        for pid in cgroup.pids():
+            os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+        if weight.exists():
+            weight.write_text(usual)
+
+
+@pytest.fixture
+def starved() -> Callable[[Any], Any]:
+    """``with starved(cgroup): ...``"""
+    return _starved

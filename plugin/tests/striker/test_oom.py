@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -36,24 +35,6 @@ def _limit(cgroup: Any, size: int) -> None:
     if not (directory / name).exists():
         pytest.skip("this hierarchy has no memory controller")
     (directory / name).write_text(str(size))
-
-
-@contextmanager
-def starved(cgroup: Any) -> Iterator[None]:
-    """It gets next to no CPU, as busy loops take it all: who is killed in it can't exit at once."""
-    name, place, least, usual = (
-        ("cpu.weight", "unified", "1", "100") if cgroup.version == 2 else ("cpu.shares", "cpu", "10", "1024")
-    )
-    weight = cgroup.directories[place] / name
-    weight.write_text(least)
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
-    try:
-        yield
-    finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
-        weight.write_text(usual)
 
 
 @pytest.fixture
@@ -88,7 +69,7 @@ def grow(grower: subprocess.Popen[bytes]) -> None:
     grower.stdin.flush()
 
 
-def is_reaped(striker: Any, grower: subprocess.Popen[bytes], cgroup: Any, until: Any) -> bool:
+def is_reaped(striker: Any, grower: subprocess.Popen[bytes], cgroup: Any, starved: Any, until: Any) -> bool:
     """Have it grow until the kernel kills it; whether the striker was there in time, and tells of it."""
     with starved(cgroup):
         grow(grower)
@@ -98,7 +79,14 @@ def is_reaped(striker: Any, grower: subprocess.Popen[bytes], cgroup: Any, until:
 
 
 def test_who_is_killed_is_reaped_and_the_others_live_on(
-    node: Any, striker: Any, scratch_cgroup: Any, make_grower: Callable[..., Any], bells: Bells, alive: Any, until: Any
+    node: Any,
+    striker: Any,
+    scratch_cgroup: Any,
+    make_grower: Callable[..., Any],
+    bells: Bells,
+    alive: Any,
+    starved: Any,
+    until: Any,
 ) -> None:
     _limit(scratch_cgroup, 72 * MIB)
     init = node.container("c1", scratch_cgroup, "--bytes", "8M")
@@ -106,7 +94,10 @@ def test_who_is_killed_is_reaped_and_the_others_live_on(
     growers = []
     for _ in range(_TRIES if scratch_cgroup.version == 1 else 1):
         growers.append(make_grower(scratch_cgroup, 48))
-        if is_reaped(striker, growers[-1], scratch_cgroup, until) and striker.reports()[-1].bytes_returned >= 16 * MIB:
+        if (
+            is_reaped(striker, growers[-1], scratch_cgroup, starved, until)
+            and striker.reports()[-1].bytes_returned >= 16 * MIB
+        ):
             break  # else it had gone before the striker could look
     # Version 2 tells late: there may be nobody left to reap, and then nothing to report
     if scratch_cgroup.version == 1:
@@ -130,6 +121,7 @@ def test_a_container_of_one_large_process_is_reported_too(
     make_cgroup_v1: Callable[[], Any],
     make_grower: Callable[..., Any],
     bells: Bells,
+    starved: Any,
     until: Any,
 ) -> None:
     """Nobody waits to be asked then, while the one is being reaped."""
@@ -139,7 +131,7 @@ def test_a_container_of_one_large_process_is_reported_too(
         grower = make_grower(cgroup, 400)
         node.adopt(f"c{number}", grower.pid, cgroup)
         until(lambda number=number: bells(striker) == number + 1, "it is not listened to")
-        if is_reaped(striker, grower, cgroup, until):
+        if is_reaped(striker, grower, cgroup, starved, until):
             break
     (report,) = striker.reports()
     assert (report.trigger, report.process_count, report.outcome) == ("oom", 1, Outcome.STRUCK)
@@ -174,6 +166,7 @@ def test_a_container_that_starts_again_under_its_id_is_listened_to_again(
     make_cgroup_v1: Callable[[], Any],
     make_grower: Callable[..., Any],
     bells: Bells,
+    starved: Any,
     until: Any,
 ) -> None:
     """`docker restart`: id, state directory and cgroup have the same names, and are others."""
@@ -193,7 +186,7 @@ def test_a_container_that_starts_again_under_its_id_is_listened_to_again(
         grower = make_grower(cgroup, 48)
         node.adopt("c1", grower.pid, cgroup)
         time.sleep(2)  # it looks once a second
-        if is_reaped(striker, grower, cgroup, until):
+        if is_reaped(striker, grower, cgroup, starved, until):
             break
     assert striker.reports()[0].trigger == "oom"
 

@@ -101,10 +101,11 @@ def test_it_is_small(node: Any, striker: Any, scratch_cgroup: Any) -> None:
         striker.report_of(f"c{number}")
     status = striker.status()
     pids = (status["pid"], status["supervisor_pid"])
-    sizes = {key: [memory_of(pid, key) for pid in pids] for key in ("Rss", "Pss")}
-    print(sizes)  # pytest -s
-    assert sizes["Rss"][0] <= 16 * MIB, sizes
-    assert sum(sizes["Pss"]) <= 16 * MIB, sizes  # what both have is counted once
+    # Not Pss: what they share with the tests' own interpreter is theirs on a node
+    gate, supervisor = (memory_of(pid, "Rss") for pid in pids)
+    print(gate, supervisor)  # pytest -s
+    assert gate <= 16 * MIB
+    assert supervisor <= 11 * MIB
 
 
 def test_it_imports_the_standard_library_and_its_own(tmp_path: Path) -> None:

@@ -1,0 +1,205 @@
+"""A container that ends by itself, within its grace period: who of it is dying is helped, and nobody is signalled.
+
+process_mrelease(2) without a flag says EINVAL, at once, to whoever is not dying. Who is, is reaped by the same call. Who has let
+go of their mm already (whoever ends by exit() does so within microseconds) frees it alone, and is put on a CPU for it: no code of
+their own runs any more. See docs/decisions/0013-ends-within-the-grace-period.md.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+
+from expedited.teardown.boost import Boost
+from expedited.teardown.cgroup import Cgroup
+from expedited.teardown.linux import KEEP_FILE, mrelease_support, process_mrelease
+from expedited.teardown.measure import MemoryWatch
+from expedited.teardown.policy import Mode, PageCache, Policy
+from expedited.teardown.report import Fate, Outcome, ProcessReport, Report, Step
+from expedited.teardown.roster import Roster, Victim
+
+__all__ = ["Ending"]
+
+#: How many processes are asked, and how large they are at least: a smaller one is gone before it could be helped.
+_ASKED_AT_MOST = 64
+_WORTH_ASKING_BYTES = 2 << 20
+_LOOK_AT_MEMORY_EVERY_SECONDS = 1.0
+_PROCESSES_REPORTED = 64
+_NOT_DYING = (errno.EINVAL, errno.EAGAIN, errno.EINTR)
+
+
+class Ending:
+    """One container, from its SIGTERM until nobody of it is left.
+
+    Not safe for several threads: one at a time.
+
+    Args:
+        cgroup: Its cgroup.
+        policy: Who is asked is decided by it once; :meth:`turn` takes the policy of its time.
+        roster: Its processes, which stay enrolled until :meth:`close`.
+        container_id: For the report.
+
+    Attributes:
+        roster: For a strike that takes over, as is the boost.
+        helps: Whether somebody of it has been found dying.
+        dying: How many of them are dying now.
+        over: There is nothing more to be asked: nobody is worth it, it is reported, or it takes longer than the policy's deadline.
+    """
+
+    def __init__(self, cgroup: Cgroup, policy: Policy, roster: Roster, *, container_id: str) -> None:
+        self.roster = roster
+        self.boost = Boost(cgroup)
+        self.helps = False
+        self.dying = 0
+        self._cgroup = cgroup
+        self._container_id = container_id
+        self._watch = MemoryWatch(cgroup)
+        self._looked_at = self._began = time.monotonic()
+        self._began_at = time.time()
+        self._steps: list[Step] = []
+        self._dropped_bytes: int | None = None
+        self._asked: list[Victim] = []
+        before = self._watch.before
+        if (
+            policy.mode is Mode.STRIKE
+            and mrelease_support().available
+            and not (before is not None and before.anon_bytes < policy.min_size_bytes)
+        ):
+            self._ask_also(list(roster.living.values()))
+        self.over = not self._asked
+
+    def turn(self, policy: Policy) -> Report | None:
+        """Ask everybody who may be dying, and help who is.
+
+        Returns:
+            The report, when the last process of the container has gone; that is the last turn.
+        """
+        began = time.monotonic()
+        if sum(self._is_dying(victim, policy) for victim in list(self._asked)):
+            if not self.dying:
+                self._begin(began)
+            self.helps = True
+        if not self.helps:
+            self.over = not self._asked
+            self._look_at_memory(began)
+            return None
+        if policy.boost:
+            self._put_on_a_cpu(self._who_is_dying())
+        self.roster.wait(0)
+        self._watch.sample(self._now())
+        self.dying = len(self._who_is_dying())
+        if self.dying == len(self.roster.living) and (self._watch.settled or not self.dying):
+            self._drop_page_cache(policy)
+        if self.roster.living:
+            self.over = self.dying > 0 and self._now() > policy.deadline_seconds
+            return None
+        if not self._cgroup.is_empty():
+            # Somebody was started meanwhile, or was beyond what one enrolment takes
+            self.roster.close_exited()
+            self._ask_also(self.roster.enrol())
+            return None
+        self.over = True
+        return self._report(policy)
+
+    def close(self) -> None:
+        """Let go of its processes, and put back what was lifted."""
+        self.boost.end()
+        self.roster.close()
+        self._watch.close()
+
+    def hand_over(self) -> tuple[Roster, Boost]:
+        """To a strike: the kill has come."""
+        self._watch.close()
+        return self.roster, self.boost
+
+    def _ask_also(self, victims: list[Victim]) -> None:
+        for victim in victims[: _ASKED_AT_MOST - len(self._asked)]:
+            victim.read_size()
+            if (victim.rss_bytes or 0) >= _WORTH_ASKING_BYTES:
+                self._asked.append(victim)
+
+    def _is_dying(self, victim: Victim, policy: Policy) -> bool:
+        if victim.pidfd is None:  # it has exited before it could be asked
+            self._asked.remove(victim)
+            return False
+        keep = policy.page_cache is not PageCache.DROP and mrelease_support().keep_file
+        code = process_mrelease(victim.pidfd.number, KEEP_FILE if keep else 0)
+        if code in _NOT_DYING:
+            return False
+        self._asked.remove(victim)
+        if code == 0:
+            victim.fate = Fate.REAPED
+        elif code == errno.ESRCH and not victim.has_exited():
+            victim.fate = Fate.EXITED
+        return victim.fate is not None
+
+    def _who_is_dying(self) -> list[Victim]:
+        return [victim for victim in self.roster.living.values() if victim.fate is not None]
+
+    def _begin(self, now: float) -> None:
+        # Of several that end one after the other the last counts: what lies between them is their own time
+        self._began = now
+        self._began_at = time.time()
+        self._watch.back_seconds = None
+        self._steps.clear()
+
+    def _look_at_memory(self, now: float) -> None:
+        if now - self._looked_at > _LOOK_AT_MEMORY_EVERY_SECONDS:
+            self._looked_at = now
+            self._watch.begin_anew(self._cgroup)
+
+    def _put_on_a_cpu(self, dying: list[Victim]) -> None:
+        if not dying:
+            return
+        for victim in dying:
+            victim.signalled = True  # as good as: it runs no code of its own any more
+        known = len(self.boost.lifted)
+        self.boost.dying(dying)
+        if len(dying) == len(self.roster.living):  # else the limits hold for who lives on
+            self.boost.lift_limits()
+        if len(self.boost.lifted) > known:
+            self._step(f"boosted: {', '.join(self.boost.lifted)}")
+
+    def _drop_page_cache(self, policy: Policy) -> None:
+        # Once, as soon as nobody is left who could want it: the runtime may remove the cgroup at once then
+        if policy.page_cache is PageCache.DROP and self._dropped_bytes is None:
+            self._dropped_bytes = self._cgroup.drop_page_cache()
+            if self._dropped_bytes:
+                self._step(f"page cache dropped: {self._dropped_bytes} bytes")
+
+    def _now(self) -> float:
+        return time.monotonic() - self._began
+
+    def _step(self, what: str) -> None:
+        self._steps.append(Step(self._now(), what))
+
+    def _report(self, policy: Policy) -> Report:
+        self._step("gone: the cgroup is empty")
+        everybody = sorted(self.roster.exited, key=lambda victim: -(victim.rss_bytes or 0))
+        reaped = sum(victim.fate is Fate.REAPED for victim in everybody)
+        return Report(
+            number=0,
+            container_id=self._container_id,
+            cgroup=self._cgroup.path,
+            trigger="grace",
+            mode=str(policy.mode),
+            order="",
+            outcome=Outcome.EXITED,
+            reason="ended within its grace period",
+            started_at=self._began_at,
+            before=self._watch.before,
+            after=self._watch.after(self._cgroup),
+            signalled_seconds=None,
+            answered_seconds=None,
+            memory_back_seconds=self._watch.back_seconds,
+            gone_seconds=self._steps[-1].at_seconds,
+            lead_seconds=None,
+            page_cache_dropped_bytes=self._dropped_bytes or 0,
+            process_count=len(everybody),
+            processes=tuple(
+                ProcessReport(victim.pid, victim.rss_bytes, victim.fate or Fate.EXITED)
+                for victim in everybody[:_PROCESSES_REPORTED]
+            ),
+            boosted=tuple(self.boost.lifted),
+            steps=(Step(0.0, f"seen to end: {reaped} of {len(everybody)} processes were reaped"), *self._steps),
+        )

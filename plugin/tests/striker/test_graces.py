@@ -1,0 +1,271 @@
+"""Who obeys SIGTERM is no kill's: nobody signals them, and their memory comes back at once all the same."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expedited.teardown.report import Fate, Outcome
+
+MIB = 1 << 20
+_TRIES = 4
+#: Longer than any report takes
+_LATE_SECONDS = 1.0
+# Processes of so many MiB; what each does about SIGTERM: `default`, `ignore`, or `exit` with status 7, some time after it
+_PROCESS = """
+import os, signal, sys, time
+block = bytearray(b"x") * (int(sys.argv[2]) << 20)
+def leave(*_):
+    time.sleep(float(sys.argv[3]))
+    os._exit(7)
+what = {"default": signal.SIG_DFL, "ignore": signal.SIG_IGN, "exit": leave}[sys.argv[1]]
+signal.signal(signal.SIGTERM, what)
+print("R", flush=True)
+if sys.stdin.readline():
+    print("whole" if block == b"x" * len(block) else "harmed", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+@pytest.fixture
+def make_process() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """``make_process(cgroup, "exit", mib=64, after=0.2)``: a process in the cgroup that is ready."""
+    made: list[subprocess.Popen[bytes]] = []
+
+    def make(cgroup: Any, what: str, *, mib: int = 64, after: float = 0.0) -> subprocess.Popen[bytes]:
+        one = subprocess.Popen(
+            [sys.executable, "-c", _PROCESS, what, str(mib), str(after)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            preexec_fn=lambda: cgroup.add(os.getpid()),
+        )
+        made.append(one)
+        assert one.stdout is not None
+        assert one.stdout.readline() == b"R\n"
+        return one
+
+    yield make
+    for one in made:
+        one.kill()
+        one.wait()
+        for stream in (one.stdin, one.stdout):
+            assert stream is not None
+            stream.close()
+
+
+@pytest.fixture
+def adopt(node: Any, striker: Any) -> Callable[..., None]:
+    """``adopt("c1", process, cgroup)``: it is a container's init, and gated."""
+
+    def adopt(container_id: str, process: subprocess.Popen[bytes], cgroup: Any) -> None:
+        node.adopt(container_id, process.pid, cgroup)
+        striker.wait_gated(container_id)
+        node.run("start", container_id, idle=True)
+
+    return adopt
+
+
+@pytest.mark.parametrize(("what", "status"), [("default", -signal.SIGTERM), ("exit", 7)], ids=["default", "handler"])
+def test_who_obeys_is_helped_and_signalled_by_nobody(
+    node: Any,
+    striker: Any,
+    adopt: Any,
+    make_process: Any,
+    scratch_cgroup: Any,
+    starved: Any,
+    until: Any,
+    what: str,
+    status: int,
+) -> None:
+    for number in range(_TRIES):
+        process = make_process(scratch_cgroup, what, mib=256, after=0.2)
+        adopt(f"c{number}", process, scratch_cgroup)
+        with starved(scratch_cgroup):
+            node.run("kill", f"c{number}", "15")
+            assert process.wait() == status
+        with suppress(AssertionError):  # it got a CPU, and had gone before anybody asked
+            until(striker.reports, "no report", _LATE_SECONDS)
+            break
+    (report,) = striker.reports()
+    assert (report.outcome, report.trigger, report.order) == (Outcome.EXITED, "grace", "")
+    assert report.reason == "ended within its grace period"
+    assert report.signalled_seconds is None
+    if report.before is not None:  # else nobody can tell: no memory controller here
+        assert report.bytes_returned >= 240 * MIB
+    assert report.gone_seconds is not None
+    (victim,) = report.processes
+    assert victim.pid == process.pid
+    assert victim.fate in (Fate.REAPED, Fate.EXITED)
+    assert report.lost_races() == 0
+
+
+def test_who_does_not_obey_is_not_harmed_and_is_struck_in_the_end(
+    node: Any, striker: Any, adopt: Any, make_process: Any, scratch_cgroup: Any, alive: Any
+) -> None:
+    process = make_process(scratch_cgroup, "ignore")
+    adopt("c1", process, scratch_cgroup)
+    node.run("kill", "c1", "15")
+    time.sleep(0.5)  # it is asked some eighty times meanwhile
+    assert alive(process.pid)
+    assert striker.reports() == []
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == b"whole\n"
+    node.run("kill", "c1", "9")
+    assert process.wait() == -signal.SIGKILL
+    report = striker.report_of("c1")
+    assert (report.outcome, report.trigger) == (Outcome.STRUCK, "gate:kill")
+
+
+def test_a_kill_takes_over_from_a_help_that_is_not_done(
+    node: Any, striker: Any, adopt: Any, make_process: Any, scratch_cgroup: Any, starved: Any
+) -> None:
+    """A child ends, init does not: the stop has one report, that of its kill."""
+    init = make_process(scratch_cgroup, "ignore")
+    child = make_process(scratch_cgroup, "exit", mib=256)
+    adopt("c1", init, scratch_cgroup)
+    with starved(scratch_cgroup):
+        node.run("kill", "c1", "15")
+        child.terminate()
+        time.sleep(0.01)
+        node.run("kill", "c1", "9")
+        assert init.wait() == -signal.SIGKILL
+        assert child.wait() in (7, -signal.SIGKILL)
+    report = striker.report_of("c1")
+    assert (report.outcome, report.trigger) == (Outcome.STRUCK, "gate:kill")
+    time.sleep(_LATE_SECONDS)
+    assert [one.number for one in striker.reports()] == [1]
+
+
+def test_those_who_end_one_after_the_other_are_one_stop(
+    node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup_v1: Any, starved: Any, until: Any
+) -> None:
+    """As the workers of a server do that drains: each is helped, and the last one's end is the container's."""
+    for number in range(_TRIES):
+        cgroup = make_cgroup_v1()
+        init = make_process(cgroup, "exit")
+        workers = [make_process(cgroup, "exit") for _ in range(3)]
+        adopt(f"c{number}", init, cgroup)
+        with starved(cgroup):
+            node.run("kill", f"c{number}", "15", idle=True)
+            for one in [*workers, init]:
+                one.terminate()
+                assert one.wait() == 7
+                time.sleep(0.25)
+        with suppress(AssertionError):  # all of them got a CPU, and had gone before anybody asked
+            until(striker.reports, "no report", _LATE_SECONDS)
+            break
+    (report,) = striker.reports()
+    assert (report.outcome, report.gone_seconds is not None) == (Outcome.EXITED, True)
+    assert report.process_count == 4
+
+
+@pytest.mark.parametrize(
+    "policy", [{"mode": "off"}, {"mode": "observe"}, {"mode": "compare"}, {"min_size_bytes": 1 << 30}], ids=str
+)
+def test_a_policy_that_forbids_it_leaves_them_to_themselves(
+    node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup_v1: Any, starved: Any, policy: dict[str, Any]
+) -> None:
+    cgroup = make_cgroup_v1()
+    process = make_process(cgroup, "exit", mib=256, after=0.1)
+    striker.policy(**policy)
+    adopt("c1", process, cgroup)
+    with starved(cgroup):
+        node.run("kill", "c1", "15")
+        assert process.wait() == 7
+    time.sleep(_LATE_SECONDS)
+    assert striker.reports() == []
+
+
+def test_a_container_without_a_sigterm_is_asked_nothing(
+    node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup_v1: Any, starved: Any
+) -> None:
+    """A natural exit is nobody's business."""
+    cgroup = make_cgroup_v1()
+    process = make_process(cgroup, "exit", mib=256)
+    adopt("c1", process, cgroup)
+    with starved(cgroup):
+        process.terminate()
+        assert process.wait() == 7
+    time.sleep(_LATE_SECONDS)
+    assert striker.reports() == []
+
+
+@pytest.mark.parametrize("number", ["QUIT", "SIGINT", "28", "37"])
+def test_what_an_image_asks_to_be_stopped_by_begins_a_grace_period(
+    node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup_v1: Any, number: str
+) -> None:
+    cgroup = make_cgroup_v1()
+    adopt("c1", make_process(cgroup, "ignore"), cgroup)
+    node.run("kill", "c1", number, idle=True)
+    assert striker.said("stop_began", id="c1")["signal"] == signal.SIGTERM
+
+
+def test_a_second_sigterm_changes_nothing(
+    node: Any, striker: Any, adopt: Any, make_process: Any, scratch_cgroup: Any, alive: Any
+) -> None:
+    process = make_process(scratch_cgroup, "ignore")
+    adopt("c1", process, scratch_cgroup)
+    node.run("kill", "c1", "15")
+    node.run("kill", "c1", "15")
+    time.sleep(0.2)
+    assert alive(process.pid)
+    node.run("kill", "c1", "9")
+    assert process.wait() == -signal.SIGKILL
+    assert striker.report_of("c1").outcome is Outcome.STRUCK
+    assert len(striker.reports()) == 1
+
+
+def test_whoever_strikes_meanwhile_has_the_only_report(
+    node: Any, striker: Any, adopt: Any, make_process: Any, scratch_cgroup: Any
+) -> None:
+    """`expedited kill` of a container whose grace period runs."""
+    process = make_process(scratch_cgroup, "ignore")
+    adopt("c1", process, scratch_cgroup)
+    node.run("kill", "c1", "15")
+    striker.link.send("strike", id="c1", trigger="command")
+    assert process.wait() == -signal.SIGKILL
+    assert striker.report_of("c1").trigger == "command"
+    time.sleep(0.2)
+    assert len(striker.reports()) == 1
+
+
+def test_nothing_of_many_grace_periods_stays(
+    node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup_v1: Any, until: Any
+) -> None:
+    def pidfds() -> int:
+        found = 0
+        for entry in Path(f"/proc/{striker.status()['pid']}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                found += "pidfd" in str(entry.readlink())
+        return found
+
+    before = pidfds()
+    stops = []
+    for number in range(20):
+        cgroup = make_cgroup_v1()
+        process = make_process(cgroup, "exit", mib=8, after=0.3)
+        adopt(f"c{number}", process, cgroup)
+        stops.append(process)
+    for number in range(20):
+        node.run("kill", f"c{number}", "15", idle=True)
+    until(lambda: pidfds() == before + 20, "they are not held")
+    for process in stops:
+        process.terminate()
+    assert [process.wait() for process in stops] == [7] * 20
+    for number in range(20):
+        shutil.rmtree(node.namespace / f"c{number}")
+    until(lambda: pidfds() == before, "some are still held")
+    # Who ended on a CPU of their own may have gone before anybody asked
+    assert {report.outcome for report in striker.reports()} <= {Outcome.EXITED}
