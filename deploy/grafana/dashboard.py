@@ -93,7 +93,12 @@ _ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 width=12,
                 extra=_LOGARITHMIC,
             ),
-            Panel("Gone after the kill, or the end", _quantiles("expedited_gone_seconds", "outcome"), width=12, extra=_LOGARITHMIC),
+            Panel(
+                "Gone after the kill, or the end",
+                _quantiles("expedited_gone_seconds", "outcome"),
+                width=12,
+                extra=_LOGARITHMIC,
+            ),
             Panel("Stops by outcome", (Query("expedited_stops_total", _RATE, ("outcome",), "{{outcome}}"),)),
             Panel("Stops by trigger", (Query("expedited_stops_total", _RATE, ("trigger",), "{{trigger}}"),)),
             Panel("Memory given back by outcome", (Query(_RETURNED, _RATE, ("outcome",), "{{outcome}}"),)),

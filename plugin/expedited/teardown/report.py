@@ -60,8 +60,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One stop, from the kill to the empty cgroup. All ``..._seconds`` count from the moment the kill was seen; of outcome
-    EXITED, from the moment at which the last who ended were seen to.
+    """One stop, from the kill to the empty cgroup.
+
+    All ``..._seconds`` count from the moment the kill was seen; of outcome EXITED, from when the last of it were seen to end.
 
     Attributes:
         number: Counts the reports of one striker, from 1; 0 for a strike made without one.
