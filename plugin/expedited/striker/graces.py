@@ -32,17 +32,20 @@ _PAUSE_SECONDS = ((1.0, 0.005), (30.0, 0.02), (3600.0, 0.1))
 #: The share of a CPU that the asking may take, however many there are to be asked; but for the longest pause.
 _SHARE = 0.02
 _LONGEST_PAUSE_SECONDS = 0.5
+#: How long a kill waits for a turn's end.
+_TURN_SECONDS = 0.001
 #: The pause between the turns of who is helped; longer where they are many.
 _HELP_SECONDS = 0.002
 _HELPED_CLOSELY = 4
 
 
 class _Grace:
-    def __init__(self, container: Container, ending: Ending) -> None:
+    def __init__(self, container: Container, ending: Ending, policy: Policy) -> None:
         self.container = container
         self.ending = ending
         self.since = time.monotonic()
         self.due = self.since
+        self.policy = policy
         self.in_turn = False
         self.taken = False  # by its kill, or nobody wants it any more
         self.gone = False  # its directory was removed: it is held for the report alone
@@ -72,10 +75,12 @@ class Graces:
         self._held: dict[str, _Grace] = {}  # by the container's directory
         self._turns: deque[_Grace] = deque()  # those that nobody has in turn, and that are to be asked
         self._each_seconds = 0.0  # what a turn takes of late
+        self._round_seconds = 0.0  # the shortest pause of all
+        self._helped = 0
         self._askers = 0
         self._changed = threading.Condition()  # held for a look at these, and for nothing that takes time
 
-    # -- called by the workers; the last three by the source's loop, too ---------------------------------------------------
+    # -- called by the workers; forget() by the source's loop, too -------------------------------------------------------
 
     def begin(self, container: Container) -> None:
         """Hold its processes from now on; it is asked nothing where the policy doesn't strike, or it is small.
@@ -86,13 +91,21 @@ class Graces:
         policy = self._policy_of(container.id)
         if policy.mode in (Mode.OFF, Mode.OBSERVE) or len(self._held) >= _HELD_AT_MOST:
             return
-        self.forget(container.directory)  # what is held since an earlier SIGTERM, if it is not being helped
+        with self._changed:
+            earlier = self._held.get(container.directory)
+            if earlier is not None and earlier.ending.helps and not earlier.ending.over:
+                earlier.since = time.monotonic()
+                if not earlier.in_turn and earlier not in self._turns:
+                    self._turns.append(earlier)
+                    self._changed.notify()
+                return
+        self.forget(container.directory)  # it is held anew: there may be others by now
         roster = Roster(container.cgroup)
         roster.enrol(ahead=True)
         if not container.is_running():  # asked after its pidfd was opened: so that is init's, if it is
             roster.close()
             return
-        grace = _Grace(container, Ending(container.cgroup, policy, roster, container_id=container.id))
+        grace = _Grace(container, Ending(container.cgroup, policy, roster, container_id=container.id), policy)
         with self._changed:
             mine = self._held.setdefault(container.directory, grace) is grace
             if mine and not grace.ending.over:
@@ -103,18 +116,26 @@ class Graces:
         elif not grace.ending.over:
             self._have_askers()
 
-    def take(self, directory: str) -> tuple[Roster, Boost] | None:
+    def take(self, key: str) -> tuple[Roster, Boost] | None:
         """Its kill has come: nobody is asked any longer.
 
+        Args:
+            key: The container's directory, or what its cgroup is listed by.
+
         Returns:
-            Its processes, and what they were helped by, now the caller's; None where none are held, or somebody has them in turn.
+            Its processes, and what they were helped by, now the caller's; None where none are held, or somebody has them in turn who
+            does not come back.
         """
         with self._changed:
-            grace = self._held.pop(directory, None)
+            grace = self._held.get(key) or next(
+                (each for each in self._held.values() if each.container.cgroup.procs_dir == key), None
+            )
             if grace is None:
                 return None
+            del self._held[grace.container.directory]
             grace.taken = True
-            if grace.in_turn:
+            # Most turns take less than the listing that is saved; one that reaps may take long
+            if not self._changed.wait_for(lambda: not grace.in_turn, _TURN_SECONDS):
                 return None
             self._drop_turn(grace)
         return grace.ending.hand_over()
@@ -125,15 +146,21 @@ class Graces:
             grace = self._held.get(directory)
             if grace is None:
                 return
-            if grace.ending.helps and not grace.ending.over:
+            if grace.in_turn or (grace.ending.helps and grace in self._turns):
                 grace.gone = True
                 return
             del self._held[directory]
-            grace.taken = True
-            if grace.in_turn:
-                return
             self._drop_turn(grace)
         grace.ending.close()
+
+    def close(self) -> None:
+        """Put back what was lifted for those who are being helped; for a process that ends."""
+        with self._changed:
+            idle = [grace for grace in self._held.values() if not grace.in_turn]
+            self._held.clear()
+            self._turns.clear()
+        for grace in idle:
+            grace.ending.close()
 
     def holds(self, directory: str, pid: int) -> bool:
         """Whether a pidfd that was opened for this process of the container is held, and it has not exited."""
@@ -166,8 +193,11 @@ class Graces:
                 while not self._turns:
                     self._changed.wait()
                 # Several at a time: to wake up costs more than to ask
-                pauses = [self._pause_of(grace, time.monotonic()) or _LONGEST_PAUSE_SECONDS for grace in self._turns]
-                self._changed.wait(min(pauses))
+                self._helped = sum(grace.ending.dying > 0 for grace in self._turns)
+                now = time.monotonic()
+                pauses = [self._pause_of(grace, now) for grace in self._turns]
+                self._round_seconds = min((pause for pause in pauses if pause), default=_LONGEST_PAUSE_SECONDS)
+                self._changed.wait(self._round_seconds)
 
     def _ask_next(self) -> None:
         """Have one turn, if it is due."""
@@ -181,18 +211,24 @@ class Graces:
                 return
             grace.in_turn = True
         report = self._turn(grace)
+        struck = self._is_being_struck(grace.container)
         now = time.monotonic()
         with self._changed:
             grace.in_turn = False
             if not grace.ending.helps:
                 self._each_seconds += (now - began - self._each_seconds) / 16
             pause = self._pause_of(grace, now)
-            over = grace.ending.over or not grace.ending.dying
-            done = report is not None or grace.taken or (grace.gone and over)
-            if done and self._held.get(grace.container.directory) is grace:
-                del self._held[grace.container.directory]
-            elif not done and pause is not None:
-                grace.due = now + pause / 2  # or the next round, which comes somewhat later, would be too early
+            if grace.taken:  # and the strike may count on what was lifted
+                done, pause = not struck, _LONGEST_PAUSE_SECONDS
+                self._changed.notify_all()
+            else:
+                over = grace.ending.over or not grace.ending.dying
+                done = report is not None or (grace.gone and over)
+            if done:
+                if self._held.get(grace.container.directory) is grace:
+                    del self._held[grace.container.directory]
+            elif pause is not None:
+                grace.due = now + pause - self._round_seconds / 2  # the round that comes next to it
                 self._turns.append(grace)
         if done:
             grace.ending.close()
@@ -200,12 +236,15 @@ class Graces:
             self._publish(report)
 
     def _turn(self, grace: _Grace) -> Report | None:
-        policy = self._policy_of(grace.container.id)
-        if policy.mode is not Mode.STRIKE or self._is_being_struck(grace.container):
+        if grace.taken:
+            return None
+        if not grace.gone:  # what was told of it holds no more then
+            grace.policy = self._policy_of(grace.container.id)
+        if grace.policy.mode is not Mode.STRIKE or self._is_being_struck(grace.container):
             grace.ending.over = grace.gone
             return None
         try:
-            return grace.ending.turn(policy)
+            return grace.ending.turn(grace.policy)
         except Exception as error:
             grace.ending.over = True
             self._log.warning(f"an end within the grace period was left to the kernel: {type(error).__name__}: {error}")
@@ -217,9 +256,8 @@ class Graces:
         if grace.ending.over or pause is None:
             return None
         if grace.ending.dying:
-            helped = sum(other.ending.dying > 0 for other in self._held.values())
-            return _HELP_SECONDS * max(1.0, helped / _HELPED_CLOSELY)
-        return min(_LONGEST_PAUSE_SECONDS, max(pause, self._each_seconds * len(self._held) / _SHARE))
+            return _HELP_SECONDS * max(1.0, self._helped / _HELPED_CLOSELY)
+        return min(_LONGEST_PAUSE_SECONDS, max(pause, self._each_seconds * (1 + len(self._turns)) / _SHARE))
 
 
 def _pause(age_seconds: float) -> float | None:

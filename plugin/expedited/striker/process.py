@@ -94,6 +94,7 @@ def run(options: Options, heartbeat: Heartbeat, log: Log) -> int:
         return 1
     threading.Thread(target=_keep_beating, args=(heartbeat,), daemon=True).start()
     wait_until_idle(stops, _LAST_STOPS_SECONDS)
+    stops.close()
     return 0
 
 

@@ -151,6 +151,10 @@ class Stops:
         """The kernel kills in a container that is out of memory, or is about to."""
         self.submit(lambda: self._out_of_memory(container, seen))
 
+    def close(self) -> None:
+        """Put back what was lifted for those whose grace period runs: the process ends."""
+        self._graces.close()
+
     # -- in a worker ---------------------------------------------------------------------------------------------------
 
     def _handle(self, kill: Kill) -> None:

@@ -58,6 +58,7 @@ class Ending:
         self._began_at = time.time()
         self._steps: list[Step] = []
         self._dropped_bytes: int | None = None
+        self._limits_are_lifted = False
         self._asked: list[Victim] = []
         before = self._watch.before
         if (
@@ -76,9 +77,10 @@ class Ending:
         """
         began = time.monotonic()
         if sum(self._is_dying(victim, policy) for victim in list(self._asked)):
-            if not self.dying:
-                self._begin(began)
             self.helps = True
+        if self.helps and not self.dying:
+            # Of several that end one after the other the last counts: what lies between them is their own time
+            self._begin(began)
         if not self.helps:
             self.over = not self._asked
             self._look_at_memory(began)
@@ -88,7 +90,7 @@ class Ending:
         self.roster.wait(0)
         self._watch.sample(self._now())
         self.dying = len(self._who_is_dying())
-        if self.dying == len(self.roster.living) and (self._watch.settled or not self.dying):
+        if self.dying and self._watch.settled and self._nobody_else():
             self._drop_page_cache(policy)
         if self.roster.living:
             self.over = self.dying > 0 and self._now() > policy.deadline_seconds
@@ -96,8 +98,9 @@ class Ending:
         if not self._cgroup.is_empty():
             # Somebody was started meanwhile, or was beyond what one enrolment takes
             self.roster.close_exited()
-            self._ask_also(self.roster.enrol())
+            self._ask_also(self.roster.enrol(ahead=True))
             return None
+        self._drop_page_cache(policy)
         self.over = True
         return self._report(policy)
 
@@ -137,7 +140,6 @@ class Ending:
         return [victim for victim in self.roster.living.values() if victim.fate is not None]
 
     def _begin(self, now: float) -> None:
-        # Of several that end one after the other the last counts: what lies between them is their own time
         self._began = now
         self._began_at = time.time()
         self._watch.back_seconds = None
@@ -148,6 +150,10 @@ class Ending:
             self._looked_at = now
             self._watch.begin_anew(self._cgroup)
 
+    def _nobody_else(self) -> bool:
+        """Whether all who are in the cgroup now are dying; some kernels don't list those any more."""
+        return set(self._cgroup.pids()) <= {victim.pid for victim in self._who_is_dying()}
+
     def _put_on_a_cpu(self, dying: list[Victim]) -> None:
         if not dying:
             return
@@ -155,7 +161,8 @@ class Ending:
             victim.signalled = True  # as good as: it runs no code of its own any more
         known = len(self.boost.lifted)
         self.boost.dying(dying)
-        if len(dying) == len(self.roster.living):  # else the limits hold for who lives on
+        if not self._limits_are_lifted and self._nobody_else():  # else the limits hold for who lives on
+            self._limits_are_lifted = True
             self.boost.lift_limits()
         if len(self.boost.lifted) > known:
             self._step(f"boosted: {', '.join(self.boost.lifted)}")

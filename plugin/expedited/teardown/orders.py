@@ -154,6 +154,7 @@ class Killing:
         total = self._anon_bytes
         if total is not None and total < _WORTH_REAPING_BYTES:
             return []
+        victims = [victim for victim in victims if victim.fate is None]  # the others are dying, and have been reaped
         if len(victims) > _SIZES_READ_AT_MOST:
             # Sizes only of the first ones (init among them: cgroup.procs starts with the oldest)
             victims = victims[:_SIZES_READ_AT_MOST]

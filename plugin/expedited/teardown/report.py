@@ -68,7 +68,7 @@ class Report:
         number: Counts the reports of one striker, from 1; 0 for a strike made without one.
         started_at: Wall clock, seconds since the epoch.
         trigger: What announced the kill: ``gate:kill``, ``gate:delete``, ``observer:kill``, ``observer:delete``, ``oom``,
-            ``api``, ``command``; ``grace`` where there was none, and what is seen is the first process that ends.
+            ``api``, ``command``; ``grace`` where there was none, and what is seen is a process that ends.
         signalled_seconds: When the last SIGKILL was sent; None where the agent signalled nothing (follow, observe).
         answered_seconds: When the runtime was let through the gate; None without a gate.
         memory_back_seconds: When 95% of the anonymous memory was free; None if it was not, or can't be measured. The

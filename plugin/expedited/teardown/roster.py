@@ -176,7 +176,7 @@ class Roster:
         Whoever was enrolled before this list was made, and is in it, is a member still, by the rule above.
 
         Returns:
-            All who are members now.
+            All who are members now, and those who were found dying.
 
         Raises:
             TargetError: it holds this process, or pid 1.

@@ -86,6 +86,7 @@ class Strike:
         self._sweeps = 0
         self._follow_until = float("inf")
         self._skipped = ""
+        self._ending: set[Victim] = set()  # who was dying before the kill
         self._watch = MemoryWatch(cgroup)
         self._support = mrelease_support()
         self._killing: Killing | None = None  # of whom only observes there is none
@@ -122,7 +123,8 @@ class Strike:
         before = self._watch.before
         if before is not None:
             self._step(f"kill seen: {before.anon_bytes} bytes anonymous, {before.file_bytes} bytes of files")
-        if before is not None and before.anon_bytes < self.policy.min_size_bytes:
+        self._ending = {victim for victim in self._roster.living.values() if victim.fate is not None}
+        if before is not None and before.anon_bytes < self.policy.min_size_bytes and not self._ending:
             self._skipped = f"smaller than min-size ({before.anon_bytes} < {self.policy.min_size_bytes} bytes)"
             return Outcome.SKIPPED
         try:
@@ -134,7 +136,7 @@ class Strike:
         if self._killing is None:
             return Outcome.OBSERVED
         if self.order is Order.AUTO:
-            alone = len(victims) == 1 and victims[0].pid == self._init_pid
+            alone = [victim.pid for victim in victims if victim not in self._ending] == [self._init_pid]
             self.order = Order.FOLLOW if alone and not self._support.reap_kill else Order.LEAD
         if self.order is Order.FOLLOW:
             give_up_at = time.monotonic() + min(_FOLLOW_SECONDS, self.policy.deadline_seconds)
@@ -237,7 +239,8 @@ class Strike:
         return share * (0.001 if elapsed < 0.25 else 0.004 if elapsed < 2 else 0.02)
 
     def _any_signalled(self) -> bool:
-        return any(victim.signalled for victim in [*self._roster.living.values(), *self._roster.exited])
+        everybody = {*self._roster.living.values(), *self._roster.exited}
+        return any(victim.signalled for victim in everybody - self._ending)
 
     def _boost_is_timed(self) -> bool:
         return "rt-bandwidth" in self._boost.lifted
@@ -249,6 +252,8 @@ class Strike:
         dying.sort(key=lambda victim: (victim.pid != self._init_pid, -(victim.rss_bytes or 0)))
         known = len(self._boost.lifted)
         self._boost.dying(dying)
+        if self._ending.issuperset(dying):
+            return False  # the kill has yet to come
         self._boost.lift_limits()
         if len(self._boost.lifted) > known:
             self._step(f"boosted: {', '.join(self._boost.lifted)}")

@@ -377,6 +377,7 @@ def test_a_gate_in_a_container_of_its_own_never_gates_that(
     gate = striker.status()["pid"]
     with unsupervised(striker):
         os.kill(gate, signal.SIGSTOP)
+        until(lambda: state_of(gate) == "T", "it does not stop")
         assert node.run("kill", own, "9", idle=True) == 0
         assert state_of(gate) == "T"  # it was not held: the gate stands still yet
         os.kill(gate, signal.SIGCONT)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,14 @@ def adopt(node: Any, striker: Any) -> Callable[..., None]:
     return adopt
 
 
+def pidfds(striker: Any) -> int:
+    found = 0
+    for entry in Path(f"/proc/{striker.status()['pid']}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found += "pidfd" in str(entry.readlink())
+    return found
+
+
 @pytest.mark.parametrize(("what", "status"), [("default", -signal.SIGTERM), ("exit", 7)], ids=["default", "handler"])
 def test_who_obeys_is_helped_and_signalled_by_nobody(
     node: Any,
@@ -128,24 +136,86 @@ def test_who_does_not_obey_is_not_harmed_and_is_struck_in_the_end(
     assert (report.outcome, report.trigger) == (Outcome.STRUCK, "gate:kill")
 
 
+@contextmanager
+def held_up(cgroup: Any) -> Iterator[None]:
+    """Whoever is in it does not run: a process that dies stays as it is (version 1's freezer)."""
+    state = cgroup.directories["freezer"] / "freezer.state"
+    state.write_text("FROZEN")
+    try:
+        while "FROZEN" not in state.read_text():
+            time.sleep(0.001)
+        yield
+    finally:
+        if state.exists():
+            state.write_text("THAWED")
+
+
+def anon_mib(cgroup: Any) -> int:
+    stat = (cgroup.directories["memory"] / "memory.stat").read_text()
+    return next(int(line.split()[1]) for line in stat.splitlines() if line.startswith("total_rss ")) // MIB
+
+
 def test_a_kill_takes_over_from_a_help_that_is_not_done(
-    node: Any, striker: Any, adopt: Any, make_process: Any, scratch_cgroup: Any, starved: Any
+    node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup_v1: Any, until: Any
 ) -> None:
     """A child ends, init does not: the stop has one report, that of its kill."""
-    init = make_process(scratch_cgroup, "ignore")
-    child = make_process(scratch_cgroup, "exit", mib=256)
-    adopt("c1", init, scratch_cgroup)
-    with starved(scratch_cgroup):
-        node.run("kill", "c1", "15")
-        child.terminate()
-        time.sleep(0.01)
+    cgroup = make_cgroup_v1()
+    init = make_process(cgroup, "ignore")
+    child = make_process(cgroup, "ignore", mib=256)
+    adopt("c1", init, cgroup)
+    node.run("kill", "c1", "15")
+    with held_up(cgroup):
+        child.send_signal(signal.SIGKILL)
+        until(lambda: anon_mib(cgroup) < 128, "it is not helped")
         node.run("kill", "c1", "9")
-        assert init.wait() == -signal.SIGKILL
-        assert child.wait() in (7, -signal.SIGKILL)
+    assert init.wait() == -signal.SIGKILL
+    assert child.wait() == -signal.SIGKILL
     report = striker.report_of("c1")
     assert (report.outcome, report.trigger) == (Outcome.STRUCK, "gate:kill")
     time.sleep(_LATE_SECONDS)
     assert [one.number for one in striker.reports()] == [1]
+
+
+def test_who_is_helped_has_a_report_though_the_runtime_is_done_with_it(
+    node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup_v1: Any, until: Any
+) -> None:
+    cgroup = make_cgroup_v1()
+    process = make_process(cgroup, "ignore", mib=256)
+    adopt("c1", process, cgroup)
+    striker.link.send("policy", default={"mode": "observe"}, containers={"c1": {"mode": "strike"}})
+    striker.status()
+    node.run("kill", "c1", "15")
+    with held_up(cgroup):
+        process.send_signal(signal.SIGKILL)
+        until(lambda: anon_mib(cgroup) < 128, "it is not helped")
+        shutil.rmtree(node.namespace / "c1")
+        until(lambda: "c1" not in striker.status()["gated"], "it is gated still")
+        time.sleep(0.1)
+    assert process.wait() == -signal.SIGKILL
+    report = striker.report_of("c1")
+    assert (report.outcome, report.mode, report.process_count) == (Outcome.EXITED, "strike", 1)
+
+
+def test_a_second_sigterm_does_not_end_a_help(
+    node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup_v1: Any, until: Any
+) -> None:
+    cgroup = make_cgroup_v1()
+    first = make_process(cgroup, "ignore", mib=256)
+    last = make_process(cgroup, "ignore")
+    adopt("c1", last, cgroup)
+    node.run("kill", "c1", "15")
+    with held_up(cgroup):
+        first.send_signal(signal.SIGKILL)
+        until(lambda: anon_mib(cgroup) < 128, "it is not helped")
+    first.wait()
+    node.run("kill", "c1", "15")
+    with held_up(cgroup):
+        last.send_signal(signal.SIGKILL)
+        until(lambda: anon_mib(cgroup) < 32, "it is not helped")
+    last.wait()
+    report = striker.report_of("c1")
+    assert (report.outcome, report.process_count) == (Outcome.EXITED, 2)
+    assert report.bytes_returned > 256 * MIB
 
 
 def test_those_who_end_one_after_the_other_are_one_stop(
@@ -158,7 +228,9 @@ def test_those_who_end_one_after_the_other_are_one_stop(
         workers = [make_process(cgroup, "exit") for _ in range(3)]
         adopt(f"c{number}", init, cgroup)
         with starved(cgroup):
+            before = pidfds(striker)
             node.run("kill", f"c{number}", "15", idle=True)
+            until(lambda before=before: pidfds(striker) == before + 4, "they are not held")
             for one in [*workers, init]:
                 one.terminate()
                 assert one.wait() == 7
@@ -244,14 +316,7 @@ def test_whoever_strikes_meanwhile_has_the_only_report(
 def test_nothing_of_many_grace_periods_stays(
     node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup_v1: Any, until: Any
 ) -> None:
-    def pidfds() -> int:
-        found = 0
-        for entry in Path(f"/proc/{striker.status()['pid']}/fd").iterdir():
-            with suppress(FileNotFoundError):
-                found += "pidfd" in str(entry.readlink())
-        return found
-
-    before = pidfds()
+    before = pidfds(striker)
     stops = []
     for number in range(20):
         cgroup = make_cgroup_v1()
@@ -260,12 +325,12 @@ def test_nothing_of_many_grace_periods_stays(
         stops.append(process)
     for number in range(20):
         node.run("kill", f"c{number}", "15", idle=True)
-    until(lambda: pidfds() == before + 20, "they are not held")
+    until(lambda: pidfds(striker) == before + 20, "they are not held")
     for process in stops:
         process.terminate()
     assert [process.wait() for process in stops] == [7] * 20
     for number in range(20):
         shutil.rmtree(node.namespace / f"c{number}")
-    until(lambda: pidfds() == before, "some are still held")
+    until(lambda: pidfds(striker) == before, "some are still held")
     # Who ended on a CPU of their own may have gone before anybody asked
     assert {report.outcome for report in striker.reports()} <= {Outcome.EXITED}

@@ -59,13 +59,13 @@ def test_the_dying_is_reaped_though_it_does_not_run(cgroup_v1: Any, hog: Any) ->
     assert ending.turn(KEEP) is None
     assert (ending.helps, ending.over) == (False, False)
     with held_up(cgroup):
-        process.send_signal(signal.SIGUSR1)  # the hog has no handler for it
+        process.kill()  # which reaches who is held up at once
         assert ending.turn(KEEP) is None
         assert (ending.helps, ending.dying) == (True, 1)
         memory = cgroup.memory()
         assert memory is not None
         assert memory.anon_bytes < 4 * MIB
-    assert process.wait() == -signal.SIGUSR1
+    assert process.wait() == -signal.SIGKILL
     report = last_turn(ending)
     assert (report.outcome, report.trigger, report.order) == (Outcome.EXITED, "grace", "")
     assert report.signalled_seconds is None
@@ -97,21 +97,21 @@ def test_those_who_end_one_after_the_other_make_one_report(cgroup_v1: Any, hog: 
     cgroup = Cgroup.find(cgroup_v1.path)
     ending = ending_of(cgroup)
     for process in (first, last):
+        if process is last:
+            time.sleep(0.3)  # its own time, which is no part of any figure
+        lately = time.time()
         with held_up(cgroup):
-            process.send_signal(signal.SIGUSR1)
+            process.send_signal(signal.SIGKILL)
             assert ending.turn(KEEP) is None
             assert ending.dying == 1
         process.wait()
         if process is first:
             assert ending.turn(KEEP) is None
             assert (ending.dying, ending.over) == (0, False)
-            time.sleep(0.3)  # its own time, which is no part of any figure
     report = last_turn(ending)
     assert report.process_count == 2
     assert report.bytes_returned >= 38 * MIB
-    assert report.gone_seconds is not None
-    assert report.gone_seconds < 0.3 + 30
-    assert report.started_at > time.time() - report.gone_seconds - 5
+    assert report.started_at >= lately
     assert report.steps[0].what == "seen to end: 2 of 2 processes were reaped"
     ending.close()
 
@@ -122,7 +122,7 @@ def test_a_strike_takes_over_who_is_held(cgroup_v1: Any, hog: Any) -> None:
     cgroup = Cgroup.find(cgroup_v1.path)
     ending = ending_of(cgroup)
     with held_up(cgroup):
-        dying.send_signal(signal.SIGUSR1)
+        dying.send_signal(signal.SIGKILL)
         assert ending.turn(KEEP) is None
         assert ending.dying == 1
         roster, boost = ending.hand_over()
@@ -131,7 +131,7 @@ def test_a_strike_takes_over_who_is_held(cgroup_v1: Any, hog: Any) -> None:
         report = one.finish()  # it has let them go, to die
     assert (report.outcome, report.process_count) == (Outcome.STRUCK, 2)
     assert living.wait() == -signal.SIGKILL
-    assert dying.wait() == -signal.SIGUSR1
+    assert dying.wait() == -signal.SIGKILL
     fates = {each.pid: each.fate for each in report.processes}
     assert fates[dying.pid] is Fate.REAPED
 
@@ -142,13 +142,13 @@ def test_who_takes_longer_than_the_deadline_is_let_go_of(cgroup_v1: Any, hog: An
     policy = Policy(page_cache=PageCache.KEEP, deadline_seconds=0.05)
     ending = ending_of(cgroup, policy)
     with held_up(cgroup):
-        process.send_signal(signal.SIGUSR1)
+        process.send_signal(signal.SIGKILL)
         assert ending.turn(policy) is None
         time.sleep(0.1)
         assert ending.turn(policy) is None
         assert ending.over
     ending.close()
-    assert process.wait() == -signal.SIGUSR1
+    assert process.wait() == -signal.SIGKILL
 
 
 def test_who_was_started_meanwhile_is_waited_for(cgroup_v1: Any, hog: Any) -> None:
@@ -156,14 +156,18 @@ def test_who_was_started_meanwhile_is_waited_for(cgroup_v1: Any, hog: Any) -> No
     cgroup = Cgroup.find(cgroup_v1.path)
     ending = ending_of(cgroup)
     second = hog("--bytes", "16M", cgroup=cgroup_v1)
+    weight = cgroup_v1.directories["cpu"] / "cpu.shares"
+    before = weight.read_text()
     with held_up(cgroup):
-        first.send_signal(signal.SIGUSR1)
+        first.send_signal(signal.SIGKILL)
         assert ending.turn(KEEP) is None
+        assert ending.dying == 1
+        assert weight.read_text() == before  # it is the second's as well
     first.wait()
     for _ in range(5):
         assert ending.turn(KEEP) is None
     assert not ending.over
-    second.send_signal(signal.SIGUSR1)
+    second.send_signal(signal.SIGKILL)
     second.wait()
     assert last_turn(ending).process_count == 2
     ending.close()
@@ -182,7 +186,7 @@ def test_page_cache_is_dropped_when_nobody_is_left_who_could_want_it(
     for process in (first, last):
         assert dropped == []
         with held_up(cgroup):
-            process.send_signal(signal.SIGUSR1)
+            process.send_signal(signal.SIGKILL)
             assert ending.turn(policy) is None
         process.wait()
         if process is first:
