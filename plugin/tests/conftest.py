@@ -213,6 +213,13 @@ def make_cgroup_v2() -> Iterator[Callable[[], ScratchCgroup]]:
         remove_cgroups(path)
 
 
+@pytest.fixture
+def make_cgroup(request: pytest.FixtureRequest) -> Callable[[], ScratchCgroup]:
+    """``make_cgroup() -> ScratchCgroup`` whose memory is counted: of version 1 where that has the controllers, else of version 2."""
+    make: Callable[[], ScratchCgroup] = request.getfixturevalue(f"make_cgroup_v{_mounted_versions()[0]}")
+    return make
+
+
 def _enable_controllers(directory: Path) -> None:
     available = (directory / "cgroup.controllers").read_text().split()
     for controller in ("memory", "pids", "cpu", "cpuset"):

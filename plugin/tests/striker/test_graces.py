@@ -219,11 +219,11 @@ def test_a_second_sigterm_does_not_end_a_help(
 
 
 def test_those_who_end_one_after_the_other_are_one_stop(
-    node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup_v1: Any, starved: Any, until: Any
+    node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup: Any, starved: Any, until: Any
 ) -> None:
     """As the workers of a server do that drains: each is helped, and the last one's end is the container's."""
     for number in range(_TRIES):
-        cgroup = make_cgroup_v1()
+        cgroup = make_cgroup()
         init = make_process(cgroup, "exit")
         workers = [make_process(cgroup, "exit") for _ in range(3)]
         adopt(f"c{number}", init, cgroup)
@@ -247,9 +247,9 @@ def test_those_who_end_one_after_the_other_are_one_stop(
     "policy", [{"mode": "off"}, {"mode": "observe"}, {"mode": "compare"}, {"min_size_bytes": 1 << 30}], ids=str
 )
 def test_a_policy_that_forbids_it_leaves_them_to_themselves(
-    node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup_v1: Any, starved: Any, policy: dict[str, Any]
+    node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup: Any, starved: Any, policy: dict[str, Any]
 ) -> None:
-    cgroup = make_cgroup_v1()
+    cgroup = make_cgroup()
     process = make_process(cgroup, "exit", mib=256, after=0.1)
     striker.policy(**policy)
     adopt("c1", process, cgroup)
@@ -261,10 +261,10 @@ def test_a_policy_that_forbids_it_leaves_them_to_themselves(
 
 
 def test_a_container_without_a_sigterm_is_asked_nothing(
-    node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup_v1: Any, starved: Any
+    node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup: Any, starved: Any
 ) -> None:
     """A natural exit is nobody's business."""
-    cgroup = make_cgroup_v1()
+    cgroup = make_cgroup()
     process = make_process(cgroup, "exit", mib=256)
     adopt("c1", process, cgroup)
     with starved(cgroup):
@@ -276,9 +276,9 @@ def test_a_container_without_a_sigterm_is_asked_nothing(
 
 @pytest.mark.parametrize("number", ["QUIT", "SIGINT", "28", "37"])
 def test_what_an_image_asks_to_be_stopped_by_begins_a_grace_period(
-    node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup_v1: Any, number: str
+    node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup: Any, number: str
 ) -> None:
-    cgroup = make_cgroup_v1()
+    cgroup = make_cgroup()
     adopt("c1", make_process(cgroup, "ignore"), cgroup)
     node.run("kill", "c1", number, idle=True)
     assert striker.said("stop_began", id="c1")["signal"] == signal.SIGTERM
@@ -314,12 +314,12 @@ def test_whoever_strikes_meanwhile_has_the_only_report(
 
 
 def test_nothing_of_many_grace_periods_stays(
-    node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup_v1: Any, until: Any
+    node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup: Any, until: Any
 ) -> None:
     before = pidfds(striker)
     stops = []
     for number in range(20):
-        cgroup = make_cgroup_v1()
+        cgroup = make_cgroup()
         process = make_process(cgroup, "exit", mib=8, after=0.3)
         adopt(f"c{number}", process, cgroup)
         stops.append(process)

@@ -202,8 +202,9 @@ def test_page_cache_is_dropped_when_nobody_is_left_who_could_want_it(
     [Policy(mode=Mode.OBSERVE), Policy(mode=Mode.COMPARE), Policy(mode=Mode.OFF), Policy(min_size_bytes=1 << 30)],
     ids=["observe", "compare", "off", "small"],
 )
-def test_who_is_not_to_be_struck_is_asked_nothing(cgroup_v1: Any, hog: Any, policy: Policy) -> None:
-    hog("--bytes", "16M", cgroup=cgroup_v1)
-    ending = ending_of(Cgroup.find(cgroup_v1.path), policy)
+def test_who_is_not_to_be_struck_is_asked_nothing(make_cgroup: Any, hog: Any, policy: Policy) -> None:
+    cgroup = make_cgroup()
+    hog("--bytes", "16M", cgroup=cgroup)
+    ending = ending_of(Cgroup.find(cgroup.path), policy)
     assert ending.over
     ending.close()
