@@ -41,9 +41,9 @@ int main(int count, char **words)
 			must(-1, path);
 		close(file);
 	}
-	must(mount("root", "/root", "9p", MS_RDONLY, "trans=virtio,version=9p2000.L,msize=262144,cache=mmap"), "root");
-	must(mount("devtmpfs", "/root/dev", "devtmpfs", 0, ""), "/dev");
-	must(chdir("/root"), "/root");
+	must(mount("root", "/host", "9p", MS_RDONLY, "trans=virtio,version=9p2000.L,msize=262144,cache=mmap"), "root");
+	must(mount("devtmpfs", "/host/dev", "devtmpfs", 0, ""), "/dev");
+	must(chdir("/host"), "/host");
 	must(mount(".", "/", NULL, MS_MOVE, NULL), "/");
 	must(chroot("."), "/");
 	if (count > 1)

@@ -153,6 +153,19 @@ class ScratchCgroup:
             for pid in (directory / "cgroup.procs").read_text().split()
         }
 
+    @contextmanager
+    def held_up(self) -> Iterator[None]:
+        """Whoever is in it does not run: a process that dies stays as it is, with its memory (version 1's freezer)."""
+        state = self.directories["freezer"] / "freezer.state"
+        state.write_text("FROZEN")
+        try:
+            while "FROZEN" not in state.read_text():
+                time.sleep(0.001)
+            yield
+        finally:
+            if state.exists():
+                state.write_text("THAWED")
+
     def child(self, name: str) -> ScratchCgroup:
         """A cgroup below it, which goes with it."""
         directories = {key: directory / name for key, directory in self.directories.items()}
@@ -235,18 +248,25 @@ def scratch_cgroup(request: pytest.FixtureRequest) -> ScratchCgroup:
 
 
 @pytest.fixture
-def bells() -> Callable[[Any], int]:
-    """``bells(striker) -> int``: to how many cgroups a striker listens for an OOM kill."""
+def open_files() -> Callable[[Any], list[str]]:
+    """``open_files(striker)``: what its gate has open, as /proc names it."""
 
-    def bells(striker: Any) -> int:
-        found = 0
+    def open_files(striker: Any) -> list[str]:
+        found = []
         for entry in Path(f"/proc/{striker.status()['pid']}/fd").iterdir():
             with suppress(FileNotFoundError):  # closed meanwhile
-                link = str(entry.readlink())
-                found += link == "anon_inode:[eventfd]" or link.endswith("/memory.events")
+                found.append(str(entry.readlink()))
         return found
 
-    return bells
+    return open_files
+
+
+@pytest.fixture
+def bells(open_files: Callable[[Any], list[str]]) -> Callable[[Any], int]:
+    """``bells(striker) -> int``: to how many cgroups a striker listens for an OOM kill."""
+    return lambda striker: sum(
+        link == "anon_inode:[eventfd]" or link.endswith("/memory.events") for link in open_files(striker)
+    )
 
 
 @pytest.fixture

@@ -211,7 +211,6 @@ class Graces:
                 return
             grace.in_turn = True
         report = self._turn(grace)
-        struck = self._is_being_struck(grace.container)
         now = time.monotonic()
         with self._changed:
             grace.in_turn = False
@@ -219,7 +218,7 @@ class Graces:
                 self._each_seconds += (now - began - self._each_seconds) / 16
             pause = self._pause_of(grace, now)
             if grace.taken:  # and the strike may count on what was lifted
-                done, pause = not struck, _LONGEST_PAUSE_SECONDS
+                done, pause = not self._is_being_struck(grace.container), _LONGEST_PAUSE_SECONDS
                 self._changed.notify_all()
             else:
                 over = grace.ending.over or not grace.ending.dying

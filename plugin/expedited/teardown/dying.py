@@ -7,16 +7,15 @@ mm/oom_kill.c), as by then most have exited by themselves, if they had a CPU to 
 
 from __future__ import annotations
 
-import errno
 import threading
 import time
 from collections import deque
 
 from expedited.teardown.cgroup import Cgroup
-from expedited.teardown.linux import KEEP_FILE, mrelease_support, process_mrelease
+from expedited.teardown.linux import mrelease_support, process_mrelease
 from expedited.teardown.measure import MemoryWatch
 from expedited.teardown.policy import PageCache, Policy
-from expedited.teardown.reap import Reapers
+from expedited.teardown.reap import NOT_NOW, Reapers
 from expedited.teardown.report import Fate, Outcome, ProcessReport, Report, Step
 from expedited.teardown.roster import Roster, Victim
 
@@ -79,7 +78,7 @@ class _Hunt:
         self._started = started
         self._kill_by = started + _KILL_SECONDS[roster.cgroup.version]
         self._started_at = time.time() - (time.monotonic() - started)
-        self._flags = KEEP_FILE if policy.page_cache is not PageCache.DROP and mrelease_support().keep_file else 0
+        self._flags = mrelease_support().flags(keep_file=policy.page_cache is not PageCache.DROP)
         # Asked in turns by all reapers; whoever is being reaped is in nobody's turn
         self._waiting = deque((victim, victim.pidfd) for victim in victims)
         self._turn = threading.Lock()
@@ -111,7 +110,7 @@ class _Hunt:
         code = process_mrelease(pidfd.number, self._flags)
         if code == 0:
             victim.fate = Fate.REAPED
-        elif code not in (errno.EINVAL, errno.EAGAIN, errno.EINTR):
+        elif code not in NOT_NOW:
             victim.fate = Fate.GONE if victim.has_exited() else Fate.LOST_RACE
         with self._turn:
             self._asking -= 1

@@ -12,20 +12,18 @@ import time
 
 from expedited.teardown.boost import Boost
 from expedited.teardown.cgroup import Cgroup
-from expedited.teardown.linux import KEEP_FILE, mrelease_support, process_mrelease
+from expedited.teardown.linux import mrelease_support, process_mrelease
 from expedited.teardown.measure import MemoryWatch
 from expedited.teardown.policy import Mode, PageCache, Policy
+from expedited.teardown.reap import NOT_NOW, WORTH_REAPING_BYTES
 from expedited.teardown.report import Fate, Outcome, ProcessReport, Report, Step
 from expedited.teardown.roster import Roster, Victim
 
 __all__ = ["Ending"]
 
-#: How many processes are asked, and how large they are at least: a smaller one is gone before it could be helped.
 _ASKED_AT_MOST = 64
-_WORTH_ASKING_BYTES = 2 << 20
 _LOOK_AT_MEMORY_EVERY_SECONDS = 1.0
 _PROCESSES_REPORTED = 64
-_NOT_DYING = (errno.EINVAL, errno.EAGAIN, errno.EINTR)
 
 
 class Ending:
@@ -76,7 +74,8 @@ class Ending:
             The report, when the last process of the container has gone; that is the last turn.
         """
         began = time.monotonic()
-        if sum(self._is_dying(victim, policy) for victim in list(self._asked)):
+        flags = mrelease_support().flags(keep_file=policy.page_cache is not PageCache.DROP)
+        if sum(self._is_dying(victim, flags) for victim in list(self._asked)):
             self.helps = True
         if self.helps and not self.dying:
             # Of several that end one after the other the last counts: what lies between them is their own time
@@ -118,16 +117,15 @@ class Ending:
     def _ask_also(self, victims: list[Victim]) -> None:
         for victim in victims[: _ASKED_AT_MOST - len(self._asked)]:
             victim.read_size()
-            if (victim.rss_bytes or 0) >= _WORTH_ASKING_BYTES:
+            if (victim.rss_bytes or 0) >= WORTH_REAPING_BYTES:
                 self._asked.append(victim)
 
-    def _is_dying(self, victim: Victim, policy: Policy) -> bool:
+    def _is_dying(self, victim: Victim, flags: int) -> bool:
         if victim.pidfd is None:  # it has exited before it could be asked
             self._asked.remove(victim)
             return False
-        keep = policy.page_cache is not PageCache.DROP and mrelease_support().keep_file
-        code = process_mrelease(victim.pidfd.number, KEEP_FILE if keep else 0)
-        if code in _NOT_DYING:
+        code = process_mrelease(victim.pidfd.number, flags)
+        if code in NOT_NOW:
             return False
         self._asked.remove(victim)
         if code == 0:

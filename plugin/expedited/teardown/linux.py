@@ -75,6 +75,10 @@ class MreleaseSupport:
     reap_kill: bool
     keep_file: bool
 
+    def flags(self, *, keep_file: bool) -> int:
+        """Of a reap that leaves file pages where they are, if the kernel can be told."""
+        return KEEP_FILE if keep_file and self.keep_file else 0
+
     def describe(self) -> str:
         """One word for people and for the status: none, stock, reap-kill or reap-kill+keep-file."""
         if not self.available:

@@ -12,14 +12,12 @@ from functools import partial
 
 from expedited.teardown.cgroup import Cgroup
 from expedited.teardown.kin import may_share_outside
-from expedited.teardown.linux import KEEP_FILE, REAP_KILL, MreleaseSupport
-from expedited.teardown.reap import Reapers, kill_and_reap, reap, reap_if_killed
+from expedited.teardown.linux import REAP_KILL, MreleaseSupport
+from expedited.teardown.reap import WORTH_REAPING_BYTES, Reapers, kill_and_reap, reap, reap_if_killed
 from expedited.teardown.roster import Roster, Victim
 
 __all__ = ["Killing"]
 
-#: A smaller process frees its memory faster than a reaper is woken for it.
-_WORTH_REAPING_BYTES = 2 << 20
 #: Above this many processes the sizes are not read one by one: that would delay the signals by more than it gains.
 _SIZES_READ_AT_MOST = 64
 #: How long a kill may wait for a thread of the pool.
@@ -62,7 +60,7 @@ class Killing:
         self._init_pid = init_pid
         self._anon_bytes = anon_bytes
         self._support = support
-        self._flags = KEEP_FILE if keep_file and support.keep_file else 0
+        self._flags = support.flags(keep_file=keep_file)
 
     def lead(self, victims: list[Victim]) -> list[Victim]:
         """Init first, then the large ones with their reapers back to back, then all the rest at once.
@@ -152,17 +150,17 @@ class Killing:
     def _by_size(self, victims: list[Victim]) -> list[Victim]:
         """Those worth a reaper, the largest first."""
         total = self._anon_bytes
-        if total is not None and total < _WORTH_REAPING_BYTES:
+        if total is not None and total < WORTH_REAPING_BYTES:
             return []
         victims = [victim for victim in victims if victim.fate is None]  # the others are dying, and have been reaped
         if len(victims) > _SIZES_READ_AT_MOST:
             # Sizes only of the first ones (init among them: cgroup.procs starts with the oldest)
             victims = victims[:_SIZES_READ_AT_MOST]
-            if total is not None and total / len(self._roster) < _WORTH_REAPING_BYTES:
+            if total is not None and total / len(self._roster) < WORTH_REAPING_BYTES:
                 return []
         for victim in victims:
             victim.read_size()
-        large = [victim for victim in victims if (victim.rss_bytes or 0) >= _WORTH_REAPING_BYTES]
+        large = [victim for victim in victims if (victim.rss_bytes or 0) >= WORTH_REAPING_BYTES]
         return sorted(large, key=lambda victim: victim.rss_bytes or 0, reverse=True)
 
     def _until_signalled(self, victim: Victim) -> None:

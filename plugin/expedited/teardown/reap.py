@@ -20,12 +20,26 @@ from expedited.teardown.linux import REAP_KILL, be_realtime, process_mrelease
 from expedited.teardown.report import Fate
 from expedited.teardown.roster import Pidfd, Victim
 
-__all__ = ["REAPER_PRIORITY", "STRIKER_PRIORITY", "Reapers", "kill_and_reap", "reap", "reap_if_killed"]
+__all__ = [
+    "NOT_NOW",
+    "REAPER_PRIORITY",
+    "STRIKER_PRIORITY",
+    "WORTH_REAPING_BYTES",
+    "Reapers",
+    "kill_and_reap",
+    "reap",
+    "reap_if_killed",
+]
 
 #: SCHED_RR priority of the reaping threads: below the gate, above the boosted dying.
 REAPER_PRIORITY = 2
 #: SCHED_RR priority of the thread that makes a strike: above its reapers.
 STRIKER_PRIORITY = 3
+
+#: A smaller process frees its memory faster than a reaper is woken for it.
+WORTH_REAPING_BYTES = 2 << 20
+#: What process_mrelease(2) says of who is not dying (yet), or whose mm is held by somebody else.
+NOT_NOW = (errno.EINVAL, errno.EAGAIN, errno.EINTR)
 
 _RETRY_SECONDS = 0.0005
 # How long a mm may refuse us: EAGAIN while somebody else holds its lock for writing, EINVAL while a process that
@@ -72,7 +86,7 @@ def _reap(victim: Victim, pidfd: int, flags: int, give_up_at: float | None = Non
             # No mm: either it exited, or it is past exit_mm() and frees its memory by itself, when it gets a CPU.
             victim.fate = _without_memory(victim)
             return victim.fate
-        if code not in (errno.EAGAIN, errno.EINVAL, errno.EINTR) or time.monotonic() > give_up_at:
+        if code not in NOT_NOW or time.monotonic() > give_up_at:
             return None
         time.sleep(_RETRY_SECONDS)
 
@@ -108,7 +122,7 @@ def reap_if_killed(victim: Victim, flags: int) -> bool:
         if pidfd is None:
             return True
         code = process_mrelease(pidfd.number, flags)
-        if code in (errno.EINVAL, errno.EAGAIN, errno.EINTR):
+        if code in NOT_NOW:
             return False
         if code == 0:
             victim.fate = Fate.REAPED

@@ -258,6 +258,32 @@ def until() -> Callable[..., None]:
     return wait_for
 
 
+@pytest.fixture
+def run_script() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """``run_script(cgroup, script, *words)``: Python in the cgroup that has said R; it is killed in the end."""
+    made: list[subprocess.Popen[bytes]] = []
+
+    def run(cgroup: Any, script: str, *words: object) -> subprocess.Popen[bytes]:
+        one = subprocess.Popen(
+            [sys.executable, "-c", script, *map(str, words)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            preexec_fn=lambda: cgroup.add(os.getpid()),
+        )
+        made.append(one)
+        assert one.stdout is not None
+        assert one.stdout.readline() == b"R\n"
+        return one
+
+    yield run
+    for one in made:
+        one.kill()
+        one.wait()
+        for stream in (one.stdin, one.stdout):
+            assert stream is not None
+            stream.close()
+
+
 @contextmanager
 def _starved(cgroup: Any) -> Iterator[None]:
     """It gets next to no CPU, as busy loops take it all: who is killed in it can't exit at once."""
@@ -267,7 +293,7 @@ def _starved(cgroup: Any) -> Iterator[None]:
     weight = cgroup.directories[place] / name
     if weight.exists():
         weight.write_text(least)
-    else:  # a hierarchy without the CPU controller: its members are next to each other with everybody else
+    else:  # a hierarchy without the CPU controller: its members yield to everybody else
         for pid in cgroup.pids():
             os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]

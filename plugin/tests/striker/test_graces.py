@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
+from expedited.teardown.cgroup import Cgroup
 from expedited.teardown.report import Fate, Outcome
 
 MIB = 1 << 20
@@ -39,29 +37,15 @@ while True:
 
 
 @pytest.fixture
-def make_process() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+def make_process(run_script: Callable[..., subprocess.Popen[bytes]]) -> Callable[..., subprocess.Popen[bytes]]:
     """``make_process(cgroup, "exit", mib=64, after=0.2)``: a process in the cgroup that is ready."""
-    made: list[subprocess.Popen[bytes]] = []
+    return lambda cgroup, what, *, mib=64, after=0.0: run_script(cgroup, _PROCESS, what, mib, after)
 
-    def make(cgroup: Any, what: str, *, mib: int = 64, after: float = 0.0) -> subprocess.Popen[bytes]:
-        one = subprocess.Popen(
-            [sys.executable, "-c", _PROCESS, what, str(mib), str(after)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            preexec_fn=lambda: cgroup.add(os.getpid()),
-        )
-        made.append(one)
-        assert one.stdout is not None
-        assert one.stdout.readline() == b"R\n"
-        return one
 
-    yield make
-    for one in made:
-        one.kill()
-        one.wait()
-        for stream in (one.stdin, one.stdout):
-            assert stream is not None
-            stream.close()
+@pytest.fixture
+def pidfds(open_files: Callable[[Any], list[str]]) -> Callable[[Any], int]:
+    """``pidfds(striker)``: how many processes it holds."""
+    return lambda striker: sum("pidfd" in link for link in open_files(striker))
 
 
 @pytest.fixture
@@ -74,14 +58,6 @@ def adopt(node: Any, striker: Any) -> Callable[..., None]:
         node.run("start", container_id, idle=True)
 
     return adopt
-
-
-def pidfds(striker: Any) -> int:
-    found = 0
-    for entry in Path(f"/proc/{striker.status()['pid']}/fd").iterdir():
-        with suppress(FileNotFoundError):
-            found += "pidfd" in str(entry.readlink())
-    return found
 
 
 @pytest.mark.parametrize(("what", "status"), [("default", -signal.SIGTERM), ("exit", 7)], ids=["default", "handler"])
@@ -136,23 +112,10 @@ def test_who_does_not_obey_is_not_harmed_and_is_struck_in_the_end(
     assert (report.outcome, report.trigger) == (Outcome.STRUCK, "gate:kill")
 
 
-@contextmanager
-def held_up(cgroup: Any) -> Iterator[None]:
-    """Whoever is in it does not run: a process that dies stays as it is (version 1's freezer)."""
-    state = cgroup.directories["freezer"] / "freezer.state"
-    state.write_text("FROZEN")
-    try:
-        while "FROZEN" not in state.read_text():
-            time.sleep(0.001)
-        yield
-    finally:
-        if state.exists():
-            state.write_text("THAWED")
-
-
 def anon_mib(cgroup: Any) -> int:
-    stat = (cgroup.directories["memory"] / "memory.stat").read_text()
-    return next(int(line.split()[1]) for line in stat.splitlines() if line.startswith("total_rss ")) // MIB
+    memory = Cgroup.find(cgroup.path).memory()
+    assert memory is not None
+    return memory.anon_bytes // MIB
 
 
 def test_a_kill_takes_over_from_a_help_that_is_not_done(
@@ -164,7 +127,7 @@ def test_a_kill_takes_over_from_a_help_that_is_not_done(
     child = make_process(cgroup, "ignore", mib=256)
     adopt("c1", init, cgroup)
     node.run("kill", "c1", "15")
-    with held_up(cgroup):
+    with cgroup.held_up():
         child.send_signal(signal.SIGKILL)
         until(lambda: anon_mib(cgroup) < 128, "it is not helped")
         node.run("kill", "c1", "9")
@@ -185,7 +148,7 @@ def test_who_is_helped_has_a_report_though_the_runtime_is_done_with_it(
     striker.link.send("policy", default={"mode": "observe"}, containers={"c1": {"mode": "strike"}})
     striker.status()
     node.run("kill", "c1", "15")
-    with held_up(cgroup):
+    with cgroup.held_up():
         process.send_signal(signal.SIGKILL)
         until(lambda: anon_mib(cgroup) < 128, "it is not helped")
         shutil.rmtree(node.namespace / "c1")
@@ -204,12 +167,12 @@ def test_a_second_sigterm_does_not_end_a_help(
     last = make_process(cgroup, "ignore")
     adopt("c1", last, cgroup)
     node.run("kill", "c1", "15")
-    with held_up(cgroup):
+    with cgroup.held_up():
         first.send_signal(signal.SIGKILL)
         until(lambda: anon_mib(cgroup) < 128, "it is not helped")
     first.wait()
     node.run("kill", "c1", "15")
-    with held_up(cgroup):
+    with cgroup.held_up():
         last.send_signal(signal.SIGKILL)
         until(lambda: anon_mib(cgroup) < 32, "it is not helped")
     last.wait()
@@ -219,7 +182,7 @@ def test_a_second_sigterm_does_not_end_a_help(
 
 
 def test_those_who_end_one_after_the_other_are_one_stop(
-    node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup: Any, starved: Any, until: Any
+    node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup: Any, starved: Any, pidfds: Any, until: Any
 ) -> None:
     """As the workers of a server do that drains: each is helped, and the last one's end is the container's."""
     for number in range(_TRIES):
@@ -314,7 +277,7 @@ def test_whoever_strikes_meanwhile_has_the_only_report(
 
 
 def test_nothing_of_many_grace_periods_stays(
-    node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup: Any, until: Any
+    node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup: Any, pidfds: Any, until: Any
 ) -> None:
     before = pidfds(striker)
     stops = []

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -38,29 +36,9 @@ def _limit(cgroup: Any, size: int) -> None:
 
 
 @pytest.fixture
-def make_grower() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+def make_grower(run_script: Callable[..., subprocess.Popen[bytes]]) -> Callable[..., subprocess.Popen[bytes]]:
     """``make_grower(cgroup, mib)``: a process of that size in the cgroup, which grows without end after a line of input."""
-    growers: list[subprocess.Popen[bytes]] = []
-
-    def make(cgroup: Any, size_mib: int) -> subprocess.Popen[bytes]:
-        one = subprocess.Popen(
-            [sys.executable, "-c", _GROWS, str(size_mib)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            preexec_fn=lambda: cgroup.add(os.getpid()),
-        )
-        growers.append(one)
-        assert one.stdout is not None
-        assert one.stdout.readline() == b"R\n"
-        return one
-
-    yield make
-    for one in growers:
-        one.kill()
-        one.wait()
-        for stream in (one.stdin, one.stdout):
-            assert stream is not None
-            stream.close()
+    return lambda cgroup, size_mib: run_script(cgroup, _GROWS, size_mib)
 
 
 def grow(grower: subprocess.Popen[bytes]) -> None:

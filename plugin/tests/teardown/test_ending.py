@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,18 +16,6 @@ from expedited.teardown.roster import Roster
 
 MIB = 1 << 20
 KEEP = Policy(page_cache=PageCache.KEEP)
-
-
-@contextmanager
-def held_up(cgroup: Cgroup) -> Iterator[None]:
-    """Whoever is in it does not run: a process that dies stays as it is, with its memory (version 1's freezer)."""
-    assert cgroup.freeze()
-    try:
-        while "FROZEN" not in Path(f"{cgroup.freezer_dir}/freezer.state").read_text():
-            time.sleep(0.001)
-        yield
-    finally:
-        cgroup.thaw()
 
 
 def ending_of(cgroup: Cgroup, policy: Policy = KEEP) -> Ending:
@@ -58,7 +44,7 @@ def test_the_dying_is_reaped_though_it_does_not_run(cgroup_v1: Any, hog: Any) ->
     ending = ending_of(cgroup)
     assert ending.turn(KEEP) is None
     assert (ending.helps, ending.over) == (False, False)
-    with held_up(cgroup):
+    with cgroup_v1.held_up():
         process.kill()  # which reaches who is held up at once
         assert ending.turn(KEEP) is None
         assert (ending.helps, ending.dying) == (True, 1)
@@ -100,7 +86,7 @@ def test_those_who_end_one_after_the_other_make_one_report(cgroup_v1: Any, hog: 
         if process is last:
             time.sleep(0.3)  # its own time, which is no part of any figure
         lately = time.time()
-        with held_up(cgroup):
+        with cgroup_v1.held_up():
             process.send_signal(signal.SIGKILL)
             assert ending.turn(KEEP) is None
             assert ending.dying == 1
@@ -121,7 +107,7 @@ def test_a_strike_takes_over_who_is_held(cgroup_v1: Any, hog: Any) -> None:
     living = hog("--bytes", "16M", "--ignore-term", cgroup=cgroup_v1)
     cgroup = Cgroup.find(cgroup_v1.path)
     ending = ending_of(cgroup)
-    with held_up(cgroup):
+    with cgroup_v1.held_up():
         dying.send_signal(signal.SIGKILL)
         assert ending.turn(KEEP) is None
         assert ending.dying == 1
@@ -141,7 +127,7 @@ def test_who_takes_longer_than_the_deadline_is_let_go_of(cgroup_v1: Any, hog: An
     cgroup = Cgroup.find(cgroup_v1.path)
     policy = Policy(page_cache=PageCache.KEEP, deadline_seconds=0.05)
     ending = ending_of(cgroup, policy)
-    with held_up(cgroup):
+    with cgroup_v1.held_up():
         process.send_signal(signal.SIGKILL)
         assert ending.turn(policy) is None
         time.sleep(0.1)
@@ -158,7 +144,7 @@ def test_who_was_started_meanwhile_is_waited_for(cgroup_v1: Any, hog: Any) -> No
     second = hog("--bytes", "16M", cgroup=cgroup_v1)
     weight = cgroup_v1.directories["cpu"] / "cpu.shares"
     before = weight.read_text()
-    with held_up(cgroup):
+    with cgroup_v1.held_up():
         first.send_signal(signal.SIGKILL)
         assert ending.turn(KEEP) is None
         assert ending.dying == 1
@@ -185,7 +171,7 @@ def test_page_cache_is_dropped_when_nobody_is_left_who_could_want_it(
     ending = ending_of(cgroup, policy)
     for process in (first, last):
         assert dropped == []
-        with held_up(cgroup):
+        with cgroup_v1.held_up():
             process.send_signal(signal.SIGKILL)
             assert ending.turn(policy) is None
         process.wait()
