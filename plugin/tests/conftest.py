@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -392,6 +392,24 @@ class AgentProcess:
         finally:
             self.process.kill()
             self.process.wait()
+
+
+@contextmanager
+def _busy_loops() -> Iterator[None]:
+    """As many as there are CPUs."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+@pytest.fixture
+def busy_loops() -> Callable[[], AbstractContextManager[None]]:
+    """``with busy_loops(): ...``: every CPU is taken."""
+    return _busy_loops
 
 
 @pytest.fixture

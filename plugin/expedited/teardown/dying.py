@@ -155,7 +155,6 @@ class _Hunt:
         if left:
             steps.append(Step(self._now(), f"{left} more processes live on"))
         return Report(
-            number=0,
             container_id=container_id,
             cgroup=cgroup.path,
             trigger="oom",
@@ -166,14 +165,9 @@ class _Hunt:
             started_at=self._started_at,
             before=self._watch.before,
             after=self._watch.after(cgroup),
-            signalled_seconds=None,
-            answered_seconds=None,
             memory_back_seconds=back,
             gone_seconds=self._gone,
-            lead_seconds=None,
-            page_cache_dropped_bytes=0,
             process_count=len(dead),
             processes=tuple(ProcessReport(each.pid, each.rss_bytes, each.fate or Fate.KILLED) for each in dead[:64]),
-            boosted=(),
             steps=tuple(steps),
         )

@@ -183,22 +183,17 @@ class Ending:
         everybody = sorted(self.roster.exited, key=lambda victim: -(victim.rss_bytes or 0))
         reaped = sum(victim.fate is Fate.REAPED for victim in everybody)
         return Report(
-            number=0,
             container_id=self._container_id,
             cgroup=self._cgroup.path,
             trigger="grace",
             mode=str(policy.mode),
-            order="",
             outcome=Outcome.EXITED,
             reason="ended within its grace period",
             started_at=self._began_at,
             before=self._watch.before,
             after=self._watch.after(self._cgroup),
-            signalled_seconds=None,
-            answered_seconds=None,
             memory_back_seconds=self._watch.back_seconds,
             gone_seconds=self._steps[-1].at_seconds,
-            lead_seconds=None,
             page_cache_dropped_bytes=self._dropped_bytes or 0,
             process_count=len(everybody),
             processes=tuple(

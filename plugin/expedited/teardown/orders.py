@@ -13,10 +13,12 @@ from functools import partial
 from expedited.teardown.cgroup import Cgroup
 from expedited.teardown.kin import may_share_outside
 from expedited.teardown.linux import REAP_KILL, MreleaseSupport
+from expedited.teardown.policy import Order
+from expedited.teardown.proc import cpus_are_taken
 from expedited.teardown.reap import WORTH_REAPING_BYTES, Reapers, kill_and_reap, reap, reap_if_killed
 from expedited.teardown.roster import Roster, Victim
 
-__all__ = ["Killing"]
+__all__ = ["Killing", "best_order"]
 
 #: Above this many processes the sizes are not read one by one: that would delay the signals by more than it gains.
 _SIZES_READ_AT_MOST = 64
@@ -28,6 +30,17 @@ _KEEN_SECONDS = 0.05
 _ASK_EVERY_SECONDS, _ASK_LATER_EVERY_SECONDS = 0.0001, 0.001
 #: The longest that a thread of the pool waits for the next one to be asked.
 _TURN_SECONDS = 0.0002
+
+
+def best_order(victims: list[Victim], init_pid: int | None, support: MreleaseSupport) -> Order:
+    """What order *auto* comes to for these.
+
+    Lead, but for an init that is alone, on a kernel that can't kill and reap in one call, while there is a CPU to be had: its
+    runtime kills it as soon, and a decision that was wrong kills nobody. Where every CPU is taken the runtime has to wait
+    for one on its way to the signal (docs/decisions/0003-lead-and-follow.md).
+    """
+    alone = [victim.pid for victim in victims] == [init_pid]
+    return Order.FOLLOW if alone and not support.reap_kill and not cpus_are_taken() else Order.LEAD
 
 
 class Killing:

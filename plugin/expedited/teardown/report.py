@@ -58,7 +58,7 @@ class Step:
     what: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """One stop, from the kill to the empty cgroup.
 
@@ -69,6 +69,7 @@ class Report:
         started_at: Wall clock, seconds since the epoch.
         trigger: What announced the kill: ``gate:kill``, ``gate:delete``, ``observer:kill``, ``observer:delete``, ``oom``,
             ``api``, ``command``; ``grace`` where there was none, and what is seen is a process that ends.
+        order: lead or follow; empty where nothing was struck.
         signalled_seconds: When the last SIGKILL was sent; None where the agent signalled nothing (follow, observe).
         answered_seconds: When the runtime was let through the gate; None without a gate.
         memory_back_seconds: When 95% of the anonymous memory was free; None if it was not, or can't be measured. The
@@ -80,27 +81,27 @@ class Report:
         steps: The stop's story, in time order.
     """
 
-    number: int
+    number: int = 0
     container_id: str
     cgroup: str
     trigger: str
     mode: str
-    order: str
+    order: str = ""
     outcome: Outcome
     reason: str
     started_at: float
-    before: Memory | None
-    after: Memory | None
-    signalled_seconds: float | None
-    answered_seconds: float | None
-    memory_back_seconds: float | None
-    gone_seconds: float | None
-    lead_seconds: float | None
-    page_cache_dropped_bytes: int
-    process_count: int
-    processes: tuple[ProcessReport, ...]
-    boosted: tuple[str, ...]
-    steps: tuple[Step, ...]
+    before: Memory | None = None
+    after: Memory | None = None
+    signalled_seconds: float | None = None
+    answered_seconds: float | None = None
+    memory_back_seconds: float | None = None
+    gone_seconds: float | None = None
+    lead_seconds: float | None = None
+    page_cache_dropped_bytes: int = 0
+    process_count: int = 0
+    processes: tuple[ProcessReport, ...] = ()
+    boosted: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
 
     @property
     def bytes_returned(self) -> int:
@@ -122,7 +123,7 @@ class Report:
         """The opposite of :meth:`to_json`; keys that a newer striker may send are passed over.
 
         Raises:
-            KeyError: a field that has no default is missing.
+            KeyError: a field is missing.
         """
         values = {field.name: data[field.name] for field in fields(cls)}
         values["outcome"] = Outcome(values["outcome"])

@@ -13,7 +13,7 @@ from expedited.teardown.boost import Boost
 from expedited.teardown.cgroup import Cgroup, TargetError
 from expedited.teardown.linux import mrelease_support, realtime
 from expedited.teardown.measure import MemoryWatch
-from expedited.teardown.orders import Killing
+from expedited.teardown.orders import Killing, best_order
 from expedited.teardown.policy import Mode, Order, PageCache, Policy
 from expedited.teardown.reap import STRIKER_PRIORITY, Reapers
 from expedited.teardown.report import Fate, Outcome, ProcessReport, Report, Step
@@ -42,7 +42,7 @@ class Strike:
 
     Args:
         cgroup: What to tear down; see :meth:`Cgroup.find`.
-        policy: ``mode`` OBSERVE measures and touches nothing; ``order`` AUTO is decided by the shape of the container.
+        policy: ``mode`` OBSERVE measures and touches nothing; ``order`` AUTO is decided by :func:`best_order`.
         init_pid: The container's init, which is killed first: its exit status is the container's, so nobody may give
             it a chance to see its children die and return something else.
         container_id: For the report.
@@ -136,8 +136,8 @@ class Strike:
         if self._killing is None:
             return Outcome.OBSERVED
         if self.order is Order.AUTO:
-            alone = [victim.pid for victim in victims if victim not in self._ending] == [self._init_pid]
-            self.order = Order.FOLLOW if alone and not self._support.reap_kill else Order.LEAD
+            living = [victim for victim in victims if victim not in self._ending]
+            self.order = best_order(living, self._init_pid, self._support)
         if self.order is Order.FOLLOW:
             give_up_at = time.monotonic() + min(_FOLLOW_SECONDS, self.policy.deadline_seconds)
             if self._support.available:
@@ -305,7 +305,6 @@ class Strike:
         )
         back = self._watch.back_seconds
         return Report(
-            number=0,
             container_id=self.container_id,
             cgroup=self.cgroup.path,
             trigger=self._trigger,

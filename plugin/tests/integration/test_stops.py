@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -23,20 +24,27 @@ def warnings(containerd: PrivateContainerd) -> list[str]:
     return re.findall(r"level=(?:warning|error|fatal).*", containerd.log_path.read_text())
 
 
+@pytest.mark.parametrize("busy", [False, True])
 @pytest.mark.parametrize("grace", [0, 2])
 def test_stop_container_is_struck_and_answers_as_ever(
-    containerd: PrivateContainerd, striker: Any, make_container: MakeContainer, grace: int
+    containerd: PrivateContainerd,
+    striker: Any,
+    make_container: MakeContainer,
+    busy_loops: Callable[[], Any],
+    grace: int,
+    busy: bool,
 ) -> None:
     hog = make_container("--bytes", "64M", "--ignore-term")
     striker.wait_gated(hog.id)
     before = warnings(containerd)
 
-    containerd.cri.stop_container(hog.id, grace)
+    with busy_loops() if busy else nullcontext():
+        containerd.cri.stop_container(hog.id, grace)
+        report = striker.report_of(hog.id)
 
-    report = striker.report_of(hog.id)
     assert report.outcome is Outcome.STRUCK
     assert report.trigger == "gate:kill"
-    assert report.order == "follow"
+    assert report.order == "lead" or not busy
     assert report.bytes_returned >= 0.9 * (64 << 20)  # the counters may lag
     assert report.memory_back_seconds is not None
     assert report.gone_seconds is not None

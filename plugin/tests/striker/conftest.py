@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -284,30 +284,26 @@ def run_script() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
             stream.close()
 
 
-@contextmanager
-def _starved(cgroup: Any) -> Iterator[None]:
-    """It gets next to no CPU, as busy loops take it all: who is killed in it can't exit at once."""
-    name, place, least, usual = (
-        ("cpu.weight", "unified", "1", "100") if cgroup.version == 2 else ("cpu.shares", "cpu", "10", "1024")
-    )
-    weight = cgroup.directories[place] / name
-    if weight.exists():
-        weight.write_text(least)
-    else:  # a hierarchy without the CPU controller: its members yield to everybody else
-        for pid in cgroup.pids():
-            os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
-    try:
-        yield
-    finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
-        if weight.exists():
-            weight.write_text(usual)
-
-
 @pytest.fixture
-def starved() -> Callable[[Any], Any]:
-    """``with starved(cgroup): ...``"""
-    return _starved
+def starved(busy_loops: Callable[[], AbstractContextManager[None]]) -> Callable[[Any], Any]:
+    """``with starved(cgroup): ...``: it gets next to no CPU, and who is killed in it can't exit at once."""
+
+    @contextmanager
+    def starved(cgroup: Any) -> Iterator[None]:
+        name, place, least, usual = (
+            ("cpu.weight", "unified", "1", "100") if cgroup.version == 2 else ("cpu.shares", "cpu", "10", "1024")
+        )
+        weight = cgroup.directories[place] / name
+        if weight.exists():
+            weight.write_text(least)
+        else:  # a hierarchy without the CPU controller: its members yield to everybody else
+            for pid in cgroup.pids():
+                os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+        try:
+            with busy_loops():
+                yield
+        finally:
+            if weight.exists():
+                weight.write_text(usual)
+
+    return starved

@@ -7,8 +7,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +49,21 @@ def test_a_kill_is_struck_and_goes_on(node: Any, striker: Any, scratch_cgroup: A
     assert scratch_cgroup.pids() == set()
 
 
-def test_a_lone_init_is_followed_and_its_killer_is_the_runtime(node: Any, striker: Any, scratch_cgroup: Any) -> None:
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_lone_init_is_followed_and_led_where_every_cpu_is_taken(
+    node: Any, striker: Any, scratch_cgroup: Any, busy_loops: Callable[[], Any], busy: bool
+) -> None:
     process = node.container("c1", scratch_cgroup, "--bytes", "32M")
     striker.wait_gated("c1")
-    assert node.run("kill", "c1", "9") == 0
-    report = striker.report_of("c1")
+    with busy_loops() if busy else nullcontext():
+        node.run("kill", "c1", "9")
+        report = striker.report_of("c1")
     assert report.outcome is Outcome.STRUCK
-    if striker.status()["kernel"] == "stock":
-        assert (report.order, report.signalled_seconds) == ("follow", None)
+    assert (report.signalled_seconds is None) == (report.order == "follow")
     assert process.wait() == -signal.SIGKILL
+    if busy or striker.status()["kernel"] != "stock":
+        assert report.order == "lead"
+    # Else it is followed, unless the machine is busy with something else just then: see teardown/test_policies.py
 
 
 def test_what_crun_keeps_is_understood(node: Any, striker: Any, scratch_cgroup: Any) -> None:

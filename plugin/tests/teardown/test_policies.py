@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from expedited.teardown import Cgroup, Fate, Mode, Order, Outcome, PageCache, Policy, Reapers, Report, Strike, strike
+from expedited.teardown import orders as orders_module
 from expedited.teardown import reap as reap_module
 from expedited.teardown.linux import MreleaseSupport
 
@@ -136,18 +137,29 @@ def test_follow_lets_go_when_the_runtime_kills_nobody(
     assert os.sched_getscheduler(process.pid) == os.SCHED_OTHER
 
 
-@pytest.mark.parametrize("children", [0, 2])
-def test_order_auto_follows_for_a_lone_init_and_leads_for_a_tree(
-    scratch_cgroup: Any, hog: Any, children: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("children", "reap_kill", "busy", "order"),
+    [(0, False, False, "follow"), (0, False, True, "lead"), (0, True, False, "lead"), (2, False, False, "lead")],
+)
+def test_order_auto_follows_a_lone_init_while_there_is_a_cpu_to_be_had(
+    scratch_cgroup: Any,
+    hog: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    children: int,
+    reap_kill: bool,
+    busy: bool,
+    order: str,
 ) -> None:
-    monkeypatch.setattr(strike_module, "mrelease_support", lambda: MreleaseSupport(True, False, False))
     process = hog("--bytes", "8M", "--children", children, cgroup=scratch_cgroup)
+    # What is not the kernel's is answered by EINVAL, and signalled as ever
+    monkeypatch.setattr(strike_module, "mrelease_support", lambda: MreleaseSupport(True, reap_kill, False))
+    monkeypatch.setattr(orders_module, "cpus_are_taken", lambda: busy)
     one = Strike(Cgroup.find(scratch_cgroup.path), Policy(), init_pid=process.pid, runtime_kills=True)
     one.signal()
-    if not children:
+    if order == "follow":
         os.kill(process.pid, signal.SIGKILL)
     report = one.finish()
-    assert (report.outcome, report.order) == (Outcome.STRUCK, "lead" if children else "follow")
+    assert (report.outcome, report.order) == (Outcome.STRUCK, order)
 
 
 def test_without_a_runtime_that_kills_the_only_order_is_lead(scratch_cgroup: Any, hog: Any) -> None:
