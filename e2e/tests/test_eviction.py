@@ -12,21 +12,22 @@ from kubernetes import client
 from node import MemoryWatch, Node, SummaryWatch
 from pods import NAMESPACE, Pods, hog_pod, wait_for
 
-THRESHOLD = 1800 << 20  # kind/cluster.yaml
+THRESHOLD = 2760 << 20  # kind/cluster.yaml
 # Of the node's memory, so that nothing is short before the push
 ROOM = 200 << 20
-PUSH = 600 << 20
-SUDDEN = 1400 << 20  # by so much the node is short at once
+SHORT = 2400 << 20  # by so much the node is short if nobody is evicted
+PUSH = ROOM + SHORT
 
 
 def push_by_a_pod(pods: Pods, node: Node) -> None:
     """A pod within its request, so that it is not to blame: it grows for seconds, and kubelet decides meanwhile."""
-    pods.make(hog_pod("push", "--bytes", str(PUSH), requests={"memory": "650Mi", "cpu": "100m"}, mode="off"))
+    requests = {"memory": str(PUSH + (50 << 20)), "cpu": "100m"}
+    pods.make(hog_pod("push", "--bytes", str(PUSH), requests=requests, mode="off"))
 
 
 def push_at_once(pods: Pods, node: Node) -> None:
     """Something of the node's own, quicker than kubelet: when it decides, all of the memory is short."""
-    node.take((SUDDEN + ROOM) >> 20)
+    node.take(PUSH >> 20)
 
 
 #: What pushes the node over the threshold, and what the hog does about its SIGTERM
