@@ -227,6 +227,8 @@ struck, who lost the race, when the memory was back, when the cgroup was empty.
 - **No line for a stop**: the container ended by itself, or so soon after its SIGTERM that it needed no help. Or it was not gated:
   `expedited status` says how many are, `expedited doctor` why not.
 - **`exited`**: it obeyed its SIGTERM; nobody was signalled, and its times count from when it was seen to end.
+- **`observed`**, **`watched`**: a kill, or an end within the grace period, that was measured and left alone (mode observe, and
+  every other one in mode compare).
 - **`skipped`**: less anonymous memory than `min-size`, or mode off.
 - **`deadline`**: something in the cgroup did not die, mostly in uninterruptible sleep (a stuck disk or NFS server); the
   runtime's own kill waits for it as well.

@@ -35,7 +35,7 @@ class Case:
             over the threshold.
         gone_s: From there until the pod had no process left.
         evicted_pods: How many other pods were evicted.
-        kill_back_s: From the SIGKILL until the memory was back, as the agent has it.
+        kill_back_s: From the SIGKILL, or from when it was seen to end by itself, until the memory was back, as the agent has it.
         outcome: What the agent says it did.
         lost_races: How many processes let go of their memory before it could be reaped, as the agent has it.
         summary_back_s: Like ``memory_back_s``, by kubelet's own summary, which it renews every 10 s or so.
@@ -84,13 +84,12 @@ class Record:
     ) -> Case:
         """Add a case; it is ok if the memory came back, the pod went, and the agent saw it and did as it was told.
 
-        Who obeys its SIGTERM is of no interest to an agent that only observes; and where its share of the CPU does not let it
-        obey within its grace, it is killed after all.
+        Where its share of the CPU does not let it obey its SIGTERM within its grace, it is killed after all.
         """
         outcome = stop["outcome"] if stop else UNSEEN
         expected = {"observe": {"observed"}, "strike": {"struck"}}[mode]
         if obeyed:
-            expected |= {"observe": {UNSEEN}, "strike": {"exited"}}[mode]
+            expected |= {"observe": {"watched"}, "strike": {"exited"}}[mode]
         ok = back is not None and gone is not None and outcome in expected
         killed = stop.get("memory_back_seconds") if stop else None
         lost = stop.get("lost_races", 0) if stop else 0

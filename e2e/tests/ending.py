@@ -37,11 +37,16 @@ class Ending:
         return self.back_at - moment, self.gone_at - moment
 
 
-def burners(pods: Pods) -> None:
-    """Pods that use all of the CPU, in the class above that of the victims; with them the node is booked out."""
+def burners(pods: Pods, cpu: str = "40m") -> None:
+    """Pods that use all of the CPU, in the class above that of the victims; with them the node is booked out.
+
+    Args:
+        pods: Where to make them.
+        cpu: What each asks for; less, where another pod of the case asks for the rest.
+    """
     names = [f"burner-{number}" for number in range(BURNERS)]
     for name in names:
-        pods.make(hog_pod(name, "--threads", "1", requests={"cpu": "40m", "memory": "10Mi"}, mode="off"))
+        pods.make(hog_pod(name, "--threads", "1", requests={"cpu": cpu, "memory": "10Mi"}, mode="off"))
     pods.ready(*names)
 
 

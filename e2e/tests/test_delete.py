@@ -36,9 +36,7 @@ def test_a_deleted_pod_gives_its_memory_back(
     ending, due = delete(pods, node, victim, uid, grace)
     if obeyed := "--ignore-term" not in arguments:
         due = ending.asked
-    stop = None
-    if mode == "strike" or not obeyed:
-        stop = wait_for("the agent wrote of it", lambda: last_stop(api, victim, since_seconds=ending.began), 180)
+    stop = wait_for("the agent wrote of it", lambda: last_stop(api, victim, since_seconds=ending.began), 180)
     case = record.add(name, mode, *ending.since(due), stop, obeyed=obeyed)
     assert case.ok
     wait_for("the API server has it no more", lambda: pods.get(victim) is None)

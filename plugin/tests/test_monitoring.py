@@ -99,10 +99,22 @@ def _free_port() -> int:
 def _stop(outcome: Outcome, seconds: float) -> Stop:
     return Stop(
         Report(
-            1, "c", "/c", "gate:kill", "strike", "lead", outcome, "", 0.0, Memory(1 << 30, 0, 0, 0),
-            Memory(0, 0, 0, 0), None, None, seconds, seconds, None, 4096, 1, (), ("rt",), (),
+            container_id="c",
+            cgroup="/c",
+            trigger="gate:kill",
+            mode="strike",
+            outcome=outcome,
+            reason="",
+            started_at=0.0,
+            before=Memory(1 << 30, 0, 0, 0),
+            after=Memory(0, 0, 0, 0),
+            memory_back_seconds=seconds,
+            gone_seconds=seconds,
+            page_cache_dropped_bytes=4096,
+            process_count=1,
+            boosted=("rt",),
         )
-    )  # fmt: skip
+    )
 
 
 _STATUS = Status(

@@ -20,6 +20,7 @@ _STYLES = {
     "struck": "green",
     "exited": "green",
     "observed": "cyan",
+    "watched": "cyan",
     "skipped": "dim",
     "deadline": "yellow",
     "failed": "bold red",

@@ -19,12 +19,14 @@ def returned(stops: Sequence[Stop]) -> str:
     """That the memory of these containers of one pod is back, and how soon."""
     total = format_size(sum(stop.report.bytes_returned for stop in stops))
     times = [stop.report.memory_back_seconds for stop in stops if stop.report.memory_back_seconds is not None]
-    exited = all(stop.report.outcome is Outcome.EXITED for stop in stops)
-    when = f" {format_seconds(max(times))} after {'the end was seen' if exited else 'the kill'}" if times else ""
+    outcomes = {stop.report.outcome for stop in stops}
+    ended = outcomes <= {Outcome.EXITED, Outcome.WATCHED}
+    when = f" {format_seconds(max(times))} after {'the end was seen' if ended else 'the kill'}" if times else ""
     cache = sum(stop.report.page_cache_dropped_bytes for stop in stops)
     also = f", and {format_size(cache)} of page cache" if cache else ""
-    observed = all(stop.report.outcome is Outcome.OBSERVED for stop in stops)
-    whose = "; the runtime's own kill, observed only" if observed else ""
+    whose = ""
+    if outcomes <= {Outcome.OBSERVED, Outcome.WATCHED}:
+        whose = "; observed only" if ended else "; the runtime's own kill, observed only"
     if len(stops) == 1:
         return _cut(f"{stops[0].container_name or 'sandbox'}: {total} of memory back{when}{also}{whose}")
     within = when.replace(" after", " or less after", 1)

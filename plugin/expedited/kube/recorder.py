@@ -143,10 +143,11 @@ class EventRecorder:
         report = stop.report
         if not (stop.pod_uid and stop.pod_name and stop.pod_namespace):
             return ""
+        enough = report.bytes_returned >= self._min_size_bytes
         match report.outcome:
             case Outcome.DEADLINE if report.before is None or report.before.anon_bytes >= self._min_size_bytes:
                 return _SLOW
-            case Outcome.STRUCK | Outcome.EXITED | Outcome.OBSERVED if report.bytes_returned >= self._min_size_bytes:
+            case Outcome.STRUCK | Outcome.EXITED | Outcome.OBSERVED | Outcome.WATCHED if enough:
                 return _RETURNED
             case _:
                 return ""

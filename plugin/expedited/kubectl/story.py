@@ -24,6 +24,7 @@ _OUTCOMES = {
     "struck": "it was torn down, and its cgroup is empty",
     "exited": "it ended by itself; nobody was signalled, its dying processes were helped",
     "observed": "nothing was done, the runtime's own kill was measured",
+    "watched": "it ended by itself; nothing was done, its end was measured",
     "skipped": "it was left alone",
     "deadline": "it was struck, but something of it was still there at the deadline",
     "failed": "it could not be struck, and the runtime's own kill did the work",
@@ -32,7 +33,7 @@ _FATES = {
     "reaped": "reaped",
     "lost_race": "freed by themselves (let go of their memory before they could be reaped)",
     "gone": "gone before",
-    "exited": "freed by themselves (had let go of their memory as they ended)",
+    "exited": "freed by themselves, as they ended",
     "killed": "killed, too small to reap",
     "survived": "still there at the deadline",
 }
@@ -58,7 +59,7 @@ def story(stop: pb.Stop, node: str) -> str:
         ]
         held = ", ".join(f"{format_size(size)} {what}" for size, what in parts if size)
         lines.append(f"  held        {held or 'nothing'}, in {stop.process_count} processes")
-    since = "it was seen to end" if stop.outcome == "exited" else "the kill"
+    since = "it was seen to end" if stop.outcome in ("exited", "watched") else "the kill"
     back = known(stop, "memory_back_seconds")
     when = f"{format_seconds(back)} after {since}" if back is not None else "when is not known"
     lines.append(f"  back        {format_size(stop.bytes_returned)}, {when}")

@@ -70,6 +70,8 @@ class Metric:
 
 _MODE = Label("mode", tuple(mode.value for mode in Mode if mode is not Mode.OFF))
 _OUTCOME = Label("outcome", tuple(outcome.value for outcome in Outcome))
+# Who is left alone, or could not be struck, has no times
+_TIMED = Label("outcome", tuple(outcome for outcome in _OUTCOME.values if outcome not in ("skipped", "failed")))
 _TRIGGER = Label(
     "trigger", ("gate:kill", "gate:delete", "observer:kill", "observer:delete", "oom", "grace", "api", "command")
 )
@@ -93,15 +95,15 @@ TABLE: tuple[Metric, ...] = (
     Metric(
         "expedited_memory_back_seconds",
         Kind.HISTOGRAM,
-        "From the kill (outcome exited: from when it was seen to end) until 95% of the anonymous memory was free.",
-        (_OUTCOME,),
+        "From the kill (outcomes exited and watched: from when it was seen to end) until 95% of the anonymous memory was free.",
+        (_TIMED,),
         _STOP_SECONDS,
     ),
     Metric(
         "expedited_gone_seconds",
         Kind.HISTOGRAM,
-        "From the kill (outcome exited: from when it was seen to end) until the container's cgroup was empty.",
-        (_OUTCOME,),
+        "From the kill (outcomes exited and watched: from when it was seen to end) until the container's cgroup was empty.",
+        (_TIMED,),
         _STOP_SECONDS,
     ),
     Metric(
@@ -109,7 +111,7 @@ TABLE: tuple[Metric, ...] = (
         Kind.COUNTER,
         "Anonymous memory of stopped containers that was given back.",
         (_OUTCOME,),
-        seen_from_start=(("struck",), ("exited",), ("observed",)),
+        seen_from_start=(("struck",), ("exited",), ("observed",), ("watched",)),
     ),
     Metric(
         "expedited_page_cache_dropped_bytes_total",

@@ -1,4 +1,4 @@
-"""The containers whose grace period runs: held for a strike that may come, and helped if they end before it.
+"""The containers whose grace period runs: held for a strike that may come, and helped, or watched, if they end before it.
 
 The kernel announces no such end, so they are asked, in turns, by two threads for the whole node. Whoever has a container in its
 turn is the only one to touch it.
@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from expedited.striker.container import Container
 from expedited.striker.log import Log
@@ -46,6 +47,7 @@ class _Grace:
         self.since = time.monotonic()
         self.due = self.since
         self.policy = policy
+        self.mode = policy.mode  # if that is changed, it is left to itself
         self.in_turn = False
         self.taken = False  # by its kill, or nobody wants it any more
         self.gone = False  # its directory was removed: it is held for the report alone
@@ -57,7 +59,7 @@ class Graces:
     Args:
         policy_of: The policy of a container, by its id.
         is_being_struck: Whether somebody else is about to tear a container down: then its dying are theirs.
-        publish: Takes the report of each that has ended with our help; called from the threads that ask.
+        publish: Takes the report of each that was seen to end; called from the threads that ask.
         log: What a person is told by.
     """
 
@@ -78,18 +80,19 @@ class Graces:
         self._round_seconds = 0.0  # the shortest pause of all
         self._helped = 0
         self._askers = 0
+        self._compared = 0
         self._changed = threading.Condition()  # held for a look at these, and for nothing that takes time
 
     # -- called by the workers; forget() by the source's loop, too -------------------------------------------------------
 
     def begin(self, container: Container) -> None:
-        """Hold its processes from now on; it is asked nothing where the policy doesn't strike, or it is small.
+        """Hold its processes from now on; it is asked nothing where it is small.
 
         Raises:
             TargetError: its cgroup is none of a container's.
         """
         policy = self._policy_of(container.id)
-        if policy.mode in (Mode.OFF, Mode.OBSERVE) or len(self._held) >= _HELD_AT_MOST:
+        if policy.mode is Mode.OFF or len(self._held) >= _HELD_AT_MOST:
             return
         with self._changed:
             earlier = self._held.get(container.directory)
@@ -105,7 +108,8 @@ class Graces:
         if not container.is_running():  # asked after its pidfd was opened: so that is init's, if it is
             roster.close()
             return
-        grace = _Grace(container, Ending(container.cgroup, policy, roster, container_id=container.id), policy)
+        ending = Ending(container.cgroup, self._effective(policy), roster, container_id=container.id)
+        grace = _Grace(container, ending, policy)
         with self._changed:
             mine = self._held.setdefault(container.directory, grace) is grace
             if mine and not grace.ending.over:
@@ -115,6 +119,12 @@ class Graces:
             grace.ending.close()
         elif not grace.ending.over:
             self._have_askers()
+
+    def _effective(self, policy: Policy) -> Policy:
+        if policy.mode is not Mode.COMPARE:
+            return policy
+        self._compared += 1
+        return replace(policy, mode=Mode.STRIKE if self._compared % 2 else Mode.OBSERVE)
 
     def take(self, key: str) -> tuple[Roster, Boost] | None:
         """Its kill has come: nobody is asked any longer.
@@ -239,7 +249,7 @@ class Graces:
             return None
         if not grace.gone:  # what was told of it holds no more then
             grace.policy = self._policy_of(grace.container.id)
-        if grace.policy.mode is not Mode.STRIKE or self._is_being_struck(grace.container):
+        if grace.policy.mode is not grace.mode or self._is_being_struck(grace.container):
             grace.ending.over = grace.gone
             return None
         try:

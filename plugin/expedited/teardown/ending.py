@@ -1,8 +1,11 @@
-"""A container that ends by itself, within its grace period: who of it is dying is helped, and nobody is signalled.
+"""A container that ends by itself, within its grace period: who of it is dying is helped or watched, and nobody is signalled.
 
 process_mrelease(2) without a flag says EINVAL, at once, to whoever is not dying. Who is, is reaped by the same call. Who has let
 go of their mm already (whoever ends by exit() does so within microseconds) frees it alone, and is put on a CPU for it: no code of
 their own runs any more. See docs/decisions/0013-ends-within-the-grace-period.md.
+
+That question changes what it asks about, so where the policy only observes, /proc/PID/oom_score is read instead: it is 0 for whoever
+has let go of their mm, and is found out without taking hold of it, as most files of /proc do.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from expedited.teardown.cgroup import Cgroup
 from expedited.teardown.linux import mrelease_support, process_mrelease
 from expedited.teardown.measure import MemoryWatch
 from expedited.teardown.policy import Mode, PageCache, Policy
+from expedited.teardown.proc import read_proc
 from expedited.teardown.reap import NOT_NOW, WORTH_REAPING_BYTES
 from expedited.teardown.report import Fate, Outcome, ProcessReport, Report, Step
 from expedited.teardown.roster import Roster, Victim
@@ -33,15 +37,16 @@ class Ending:
 
     Args:
         cgroup: Its cgroup.
-        policy: Who is asked is decided by it once; :meth:`turn` takes the policy of its time.
+        policy: Its mode (STRIKE: help; OBSERVE: watch; else nobody is asked) and size are what counts here, once; :meth:`turn`
+            takes the policy of its time.
         roster: Its processes, which stay enrolled until :meth:`close`.
         container_id: For the report.
 
     Attributes:
         roster: For a strike that takes over, as is the boost.
-        helps: Whether somebody of it has been found dying.
+        helps: Whether somebody of it has been found dying, so that there will be a report.
         dying: How many of them are dying now.
-        over: There is nothing more to be asked: nobody is worth it, it is reported, or it takes longer than the policy's deadline.
+        over: There is nothing more to be asked: nobody is worth it, it is reported, or to help it takes longer than the policy's deadline.
     """
 
     def __init__(self, cgroup: Cgroup, policy: Policy, roster: Roster, *, container_id: str) -> None:
@@ -49,6 +54,7 @@ class Ending:
         self.boost = Boost(cgroup)
         self.helps = False
         self.dying = 0
+        self._observing = policy.mode is Mode.OBSERVE
         self._cgroup = cgroup
         self._container_id = container_id
         self._watch = MemoryWatch(cgroup)
@@ -59,10 +65,8 @@ class Ending:
         self._limits_are_lifted = False
         self._asked: list[Victim] = []
         before = self._watch.before
-        if (
-            policy.mode is Mode.STRIKE
-            and mrelease_support().available
-            and not (before is not None and before.anon_bytes < policy.min_size_bytes)
+        if (self._observing or (policy.mode is Mode.STRIKE and mrelease_support().available)) and not (
+            before is not None and before.anon_bytes < policy.min_size_bytes
         ):
             self._ask_also(list(roster.living.values()))
         self.over = not self._asked
@@ -84,7 +88,7 @@ class Ending:
             self.over = not self._asked
             self._look_at_memory(began)
             return None
-        if policy.boost:
+        if policy.boost and not self._observing:
             self._put_on_a_cpu(self._who_is_dying())
         self.roster.wait(0)
         self._watch.sample(self._now())
@@ -92,7 +96,8 @@ class Ending:
         if self.dying and self._watch.settled and self._nobody_else():
             self._drop_page_cache(policy)
         if self.roster.living:
-            self.over = self.dying > 0 and self._now() > policy.deadline_seconds
+            # Who is only watched is watched to the end: what takes long is what there is to be measured
+            self.over = not self._observing and self.dying > 0 and self._now() > policy.deadline_seconds
             return None
         if not self._cgroup.is_empty():
             # Somebody was started meanwhile, or was beyond what one enrolment takes
@@ -117,14 +122,18 @@ class Ending:
     def _ask_also(self, victims: list[Victim]) -> None:
         for victim in victims[: _ASKED_AT_MOST - len(self._asked)]:
             victim.read_size()
-            if (victim.rss_bytes or 0) >= WORTH_REAPING_BYTES:
+            # Of oom_score_adj -1000 the score is 0 all its life
+            if (victim.rss_bytes or 0) >= WORTH_REAPING_BYTES and not (self._observing and _scores_nothing(victim)):
                 self._asked.append(victim)
 
     def _is_dying(self, victim: Victim, flags: int) -> bool:
         if victim.pidfd is None:  # it has exited before it could be asked
             self._asked.remove(victim)
             return False
-        code = process_mrelease(victim.pidfd.number, flags)
+        if self._observing:
+            code = errno.ESRCH if _scores_nothing(victim) else errno.EINVAL
+        else:
+            code = process_mrelease(victim.pidfd.number, flags)
         if code in NOT_NOW:
             return False
         self._asked.remove(victim)
@@ -167,7 +176,7 @@ class Ending:
 
     def _drop_page_cache(self, policy: Policy) -> None:
         # Once, as soon as nobody is left who could want it: the runtime may remove the cgroup at once then
-        if policy.page_cache is PageCache.DROP and self._dropped_bytes is None:
+        if policy.page_cache is PageCache.DROP and self._dropped_bytes is None and not self._observing:
             self._dropped_bytes = self._cgroup.drop_page_cache()
             if self._dropped_bytes:
                 self._step(f"page cache dropped: {self._dropped_bytes} bytes")
@@ -182,12 +191,13 @@ class Ending:
         self._step("gone: the cgroup is empty")
         everybody = sorted(self.roster.exited, key=lambda victim: -(victim.rss_bytes or 0))
         reaped = sum(victim.fate is Fate.REAPED for victim in everybody)
+        seen = "seen to end" if self._observing else f"seen to end: {reaped} of {len(everybody)} processes were reaped"
         return Report(
             container_id=self._container_id,
             cgroup=self._cgroup.path,
             trigger="grace",
             mode=str(policy.mode),
-            outcome=Outcome.EXITED,
+            outcome=Outcome.WATCHED if self._observing else Outcome.EXITED,
             reason="ended within its grace period",
             started_at=self._began_at,
             before=self._watch.before,
@@ -201,5 +211,10 @@ class Ending:
                 for victim in everybody[:_PROCESSES_REPORTED]
             ),
             boosted=tuple(self.boost.lifted),
-            steps=(Step(0.0, f"seen to end: {reaped} of {len(everybody)} processes were reaped"), *self._steps),
+            steps=(Step(0.0, seen), *self._steps),
         )
+
+
+def _scores_nothing(victim: Victim) -> bool:
+    """Whether it has no mm, by proc_pid_oom_score(5), or is never to be killed for want of memory."""
+    return read_proc(victim.pid, "oom_score").strip() == b"0"

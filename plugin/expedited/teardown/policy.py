@@ -31,7 +31,7 @@ class PageCache(StrEnum):
 class Order(StrEnum):
     """Who signals first: see docs/decisions/0003-lead-and-follow.md."""
 
-    AUTO = "auto"  #: follow where init is alone in its cgroup, else lead
+    AUTO = "auto"  #: follow where init is alone in its cgroup and there is a CPU to be had, else lead
     LEAD = "lead"  #: the agent kills and reaps, then lets the runtime's own kill go on
     FOLLOW = "follow"  #: the runtime kills, the agent reaps as soon as that signal is there
 

@@ -15,6 +15,7 @@ class Outcome(StrEnum):
     STRUCK = "struck"  #: torn down, the cgroup is empty
     EXITED = "exited"  #: ended within its grace period; nobody was signalled, but its memory was reaped, or its dying boosted
     OBSERVED = "observed"  #: the runtime's own kill was measured, nothing was changed
+    WATCHED = "watched"  #: ended within its grace period, which was measured, and nothing was changed
     SKIPPED = "skipped"  #: left alone: see the report's ``reason``
     DEADLINE = "deadline"  #: struck, but something was still there at the deadline
     FAILED = "failed"  #: the strike could not be made: see ``reason``
@@ -27,7 +28,7 @@ class Fate(StrEnum):
     LOST_RACE = "lost_race"  #: it had let go of its mm before it could be reaped, and frees it by itself
     GONE = "gone"  #: it had exited before it was struck
     KILLED = "killed"  #: too small to reap: signalled, and left to exit by itself
-    EXITED = "exited"  #: had ended within the grace period, and let go of its mm before it could be reaped
+    EXITED = "exited"  #: had ended within the grace period, and freed its memory by itself
     SURVIVED = "survived"  #: still there at the deadline
 
 
@@ -62,7 +63,7 @@ class Step:
 class Report:
     """One stop, from the kill to the empty cgroup.
 
-    All ``..._seconds`` count from the moment the kill was seen; of outcome EXITED, from when the last of it were seen to end.
+    All ``..._seconds`` count from the moment the kill was seen; of outcomes EXITED and WATCHED, from when the last of it were seen to end.
 
     Attributes:
         number: Counts the reports of one striker, from 1; 0 for a strike made without one.

@@ -15,9 +15,6 @@ from expedited.teardown.report import Outcome, Report
 
 
 def stop(number: int) -> Stop:
-    figures = dict.fromkeys(
-        ("before", "after", "signalled_seconds", "answered_seconds", "memory_back_seconds", "gone_seconds")
-    )
     return Stop(
         Report(
             number=number,
@@ -25,17 +22,9 @@ def stop(number: int) -> Stop:
             cgroup="/c",
             trigger="gate:kill",
             mode="strike",
-            order="lead",
             outcome=Outcome.STRUCK,
             reason="",
             started_at=0.0,
-            lead_seconds=None,
-            page_cache_dropped_bytes=0,
-            process_count=0,
-            processes=(),
-            boosted=(),
-            steps=(),
-            **figures,
         )
     )
 

@@ -123,6 +123,13 @@ async def test_who_ended_within_the_grace_period_was_killed_by_nobody(api: Any, 
     assert api.events[0]["message"] == "nginx: 1.0 GiB of memory back 0.060 s after the end was seen"
 
 
+async def test_an_end_that_was_only_observed_says_so(api: Any, make_stop: MakeStop) -> None:
+    async with _recording(api) as recorder:
+        recorder.add(make_stop(outcome=Outcome.WATCHED, mode="observe", trigger="grace", memory_back_seconds=24.0))
+        await _until(lambda: api.events, "an Event")
+    assert api.events[0]["message"] == "nginx: 1.0 GiB of memory back 24.0 s after the end was seen; observed only"
+
+
 async def test_what_is_nobodys_news_makes_no_event(api: Any, make_stop: MakeStop) -> None:
     async with _recording(api) as recorder:
         recorder.add(make_stop(pod="small", before=Memory((256 << 20) - 1, 0, 0, 0)))

@@ -206,9 +206,46 @@ def test_those_who_end_one_after_the_other_are_one_stop(
     assert report.process_count == 4
 
 
-@pytest.mark.parametrize(
-    "policy", [{"mode": "off"}, {"mode": "observe"}, {"mode": "compare"}, {"min_size_bytes": 1 << 30}], ids=str
-)
+@pytest.mark.parametrize("mode", ["observe", "compare"])
+def test_who_obeys_is_watched_where_nothing_is_to_be_changed(
+    node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup_v1: Any, starved: Any, until: Any, mode: str
+) -> None:
+    """Every time in mode observe, every other time in mode compare."""
+    cgroup = make_cgroup_v1()
+    striker.policy(mode=mode)
+    for number in (1, 2):
+        process = make_process(cgroup, "exit", mib=256, after=0.2)
+        adopt(f"c{number}", process, cgroup)
+        with starved(cgroup):
+            node.run("kill", f"c{number}", "15")
+            assert process.wait() == 7
+        until(lambda number=number: len(striker.reports()) == number, "no report")
+        report = striker.reports()[-1]
+        assert (report.trigger, report.mode) == ("grace", mode)
+        assert report.bytes_returned >= 240 * MIB
+        if mode == "observe" or number == 2:
+            assert (report.outcome, report.boosted) == (Outcome.WATCHED, ())
+            assert [process.fate for process in report.processes] == [Fate.EXITED]
+        else:
+            assert report.outcome is Outcome.EXITED
+
+
+def test_who_is_observed_and_does_not_obey_has_one_report(
+    node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup: Any
+) -> None:
+    cgroup = make_cgroup()
+    striker.policy(mode="observe")
+    process = make_process(cgroup, "ignore")
+    adopt("c1", process, cgroup)
+    node.run("kill", "c1", "15")
+    node.run("kill", "c1", "9")
+    assert process.wait() == -signal.SIGKILL
+    assert striker.report_of("c1").outcome is Outcome.OBSERVED
+    time.sleep(_LATE_SECONDS)
+    assert len(striker.reports()) == 1
+
+
+@pytest.mark.parametrize("policy", [{"mode": "off"}, {"min_size_bytes": 1 << 30}], ids=str)
 def test_a_policy_that_forbids_it_leaves_them_to_themselves(
     node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup: Any, starved: Any, policy: dict[str, Any]
 ) -> None:

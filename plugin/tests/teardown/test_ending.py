@@ -6,16 +6,20 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from expedited.teardown import Cgroup, Fate, Mode, Outcome, PageCache, Policy, Report, Strike
+from expedited.teardown import ending as ending_module
 from expedited.teardown.ending import Ending
 from expedited.teardown.roster import Roster
 
 MIB = 1 << 20
 KEEP = Policy(page_cache=PageCache.KEEP)
+OBSERVE = Policy(Mode.OBSERVE, PageCache.DROP, deadline_seconds=0.001)  # which is for those who are helped
+_TRIES = 4
 
 
 def ending_of(cgroup: Cgroup, policy: Policy = KEEP) -> Ending:
@@ -185,12 +189,72 @@ def test_page_cache_is_dropped_when_nobody_is_left_who_could_want_it(
 
 @pytest.mark.parametrize(
     "policy",
-    [Policy(mode=Mode.OBSERVE), Policy(mode=Mode.COMPARE), Policy(mode=Mode.OFF), Policy(min_size_bytes=1 << 30)],
-    ids=["observe", "compare", "off", "small"],
+    [Policy(mode=Mode.OFF), Policy(min_size_bytes=1 << 30), Policy(mode=Mode.OBSERVE, min_size_bytes=1 << 30)],
+    ids=["off", "small", "small, observe"],
 )
 def test_who_is_not_to_be_struck_is_asked_nothing(make_cgroup: Any, hog: Any, policy: Policy) -> None:
     cgroup = make_cgroup()
     hog("--bytes", "16M", cgroup=cgroup)
     ending = ending_of(Cgroup.find(cgroup.path), policy)
+    assert ending.over
+    ending.close()
+
+
+@pytest.fixture
+def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The question that reaps must not be put."""
+
+    def refuse(pidfd: int, flags: int) -> int:
+        raise AssertionError("process_mrelease")
+
+    monkeypatch.setattr(ending_module, "process_mrelease", refuse)
+
+
+@pytest.mark.usefixtures("unasked")
+def test_who_is_only_observed_ends_as_if_nobody_looked(cgroup_v1: Any, hog: Any) -> None:
+    for _ in range(_TRIES):
+        process = hog("--bytes", "256M", cgroup=cgroup_v1)
+        ending = ending_of(Cgroup.find(cgroup_v1.path), OBSERVE)
+        assert ending.turn(OBSERVE) is None
+        assert (ending.helps, ending.over) == (False, False)
+        process.kill()
+        while not ending.helps and not ending.over:
+            ending.turn(OBSERVE)
+        if ending.helps:  # else it was quicker than the look
+            break
+        ending.close()
+        process.wait()
+    report = last_turn(ending, OBSERVE)
+    assert (report.outcome, report.trigger, report.mode) == (Outcome.WATCHED, "grace", "observe")
+    assert report.reason == "ended within its grace period"
+    assert [(each.pid, each.fate) for each in report.processes] == [(process.pid, Fate.EXITED)]
+    assert report.bytes_returned >= 250 * MIB
+    assert (report.boosted, report.page_cache_dropped_bytes) == ((), 0)
+    assert report.memory_back_seconds is not None
+    assert [step.what for step in report.steps] == ["seen to end", "gone: the cgroup is empty"]
+    ending.close()
+
+
+@pytest.mark.usefixtures("unasked")
+def test_the_living_are_observed_and_not_taken_for_dying(scratch_cgroup: Any, hog: Any, alive: Any) -> None:
+    process = hog("--bytes", "8M", "--children", "2", cgroup=scratch_cgroup)
+    ending = ending_of(Cgroup.find(scratch_cgroup.path), OBSERVE)
+    for _ in range(50):
+        assert ending.turn(OBSERVE) is None
+    assert (ending.helps, ending.over, ending.dying) == (False, False, 0)
+    assert alive(process.pid)
+    ending.close()
+
+
+@pytest.mark.usefixtures("unasked")
+def test_whose_score_says_nothing_is_not_observed(make_cgroup: Any, hog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of oom_score_adj -1000: the score is 0 all its life, not only as it dies."""
+    cgroup = make_cgroup()
+    process = hog("--bytes", "8M", cgroup=cgroup)
+    try:
+        Path(f"/proc/{process.pid}/oom_score_adj").write_text("-1000")
+    except PermissionError:  # not everywhere may root lower it
+        monkeypatch.setattr(ending_module, "read_proc", lambda pid, name: b"0\n")
+    ending = ending_of(Cgroup.find(cgroup.path), OBSERVE)
     assert ending.over
     ending.close()
