@@ -5,7 +5,7 @@ RUN := uv run --no-sync
 .PHONY: help setup demo test check format docs clean
 
 help:  ## What there is
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 setup:  ## Install what is missing, and ready the checkout
 	@deploy/setup.sh

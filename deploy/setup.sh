@@ -19,6 +19,7 @@ version_at_least() {
 }
 
 install_packages() {
+    [ -n "$debian" ] || return 0
     missing=
     for package in "$@"; do
         dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
@@ -49,12 +50,13 @@ install_tool() {  # from PyPI, beside the checkout's own environment
 }
 
 log=$(mktemp)
-command -v apt-get >/dev/null || fail "no apt-get: this is for Debian; docs/architecture.md says what is needed elsewhere"
+debian=$(command -v apt-get || true)
+[ -n "$debian" ] || say "no apt-get: what docs/architecture.md lists under \"Where it runs\" has to be here already"
 
 install_packages ca-certificates gcc libc6-dev make python3 stress-ng redis-server redis-tools tini openssl prometheus
 
 # A runtime: the distribution's if it is recent enough, else built once from Go modules (deploy/runtime).
-offered=$(apt-cache policy containerd 2>/dev/null | sed -n 's/.*Candidate: //p')
+offered=$([ -z "$debian" ] || apt-cache policy containerd 2>/dev/null | sed -n 's/.*Candidate: //p')
 if ! command -v containerd >/dev/null && [ -n "$offered" ] && version_at_least "$offered" 1.7; then
     install_packages containerd runc
 fi

@@ -54,6 +54,9 @@ def annotations() -> str:
             f"`{PREFIX}KEY` holds for the whole pod, `{PREFIX}KEY.NAME` for its container NAME and before the former. Without either",
             "the default of the pod's namespace holds, else the node's ([configuration](configuration.md)).",
             "",
+            'In the pod\'s template, quoted where YAML would make a boolean of it (`"off"`, `"on"`); or, where the agent may ask the API',
+            "server (`kubernetes.events` in the chart, and not for static pods), by `kubectl annotate` on a pod that runs.",
+            "",
             "What is not understood is said in one line of the agent's log, with the nearest name, and that pod is left alone",
             "(mode off): a typing error is never the reason for a strike.",
             "",
@@ -228,8 +231,10 @@ struck, who lost the race, when the memory was back, when the cgroup was empty.
   `expedited status` says how many are, `expedited doctor` why not.
 - **`exited`**: it obeyed its SIGTERM; nobody was signalled, and its times count from when it was seen to end.
 - **`observed`**, **`watched`**: a kill, or an end within the grace period, that was measured and left alone (mode observe, and
-  every other one in mode compare).
-- **`skipped`**: less anonymous memory than `min-size`, or mode off.
+  one half of the containers in mode compare).
+- **`skipped`**: less anonymous memory than `min-size`, or the runtime's own SIGKILL did not come; the reason stands with it. In mode
+  off there is no line.
+- **`failed`**: it could not be struck (the reason stands with it), and the runtime's own kill did the work.
 - **`deadline`**: something in the cgroup did not die, mostly in uninterruptible sleep (a stuck disk or NFS server); the
   runtime's own kill waits for it as well.
 - **Pod left alone**: an annotation was not understood; the agent's log has the line.

@@ -5,6 +5,7 @@ set -eu
 cd "$(dirname "$0")/../.."
 PATH=$PWD/.tools/bin:$PATH:/usr/local/go/bin
 
+mkdir -p .tools/bin
 # name, module, version
 while read -r name module version; do
     stamp=.tools/$name-$version
@@ -30,4 +31,5 @@ done
 [ -z "$missing" ] && exit 0
 echo "setup: apt-get install$missing"
 # shellcheck disable=SC2086
-DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing >/dev/null
+install() { DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing >/dev/null; }
+install || { apt-get update -q >/dev/null && install; }

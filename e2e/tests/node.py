@@ -94,8 +94,8 @@ class Node:
         subprocess.run(["docker", "exec", "-i", NODE, "sh", "-c", script], check=True, input=text, text=True)
 
     def take(self, mebibytes: int) -> None:
-        """Memory for the node's own use, in a file system in memory; before anybody else gets the CPU."""
-        self.run("chrt", "-f", "10", "dd", "if=/dev/zero", f"of={_TAKEN}", "bs=1M", f"count={mebibytes}", "status=none")
+        """Memory for the node's own use, in a file system in memory; before anybody else gets the CPU, and without touching it."""
+        self.run("chrt", "-f", "10", "fallocate", "-l", f"{mebibytes}M", _TAKEN)
 
     def give_back(self) -> None:
         """What was taken."""

@@ -71,7 +71,7 @@ TERMS: Mapping[str, Term] = {
     "mode": _choice(
         "mode",
         Mode,
-        "Strike; observe (measure the runtime's own kill, change nothing); compare (strike every other one); or leave alone.",
+        "Strike; observe (measure how it goes without, change nothing); compare (strike one half of the containers); or leave alone.",
     ),
     "page-cache": _choice(
         "page_cache",
@@ -86,7 +86,9 @@ TERMS: Mapping[str, Term] = {
         "min_size_bytes", parse_size, SIZE_ACCEPTED, "A container with less anonymous memory is not struck."
     ),
     "order": _choice(
-        "order", Order, "Who signals first: `lead` we, `follow` the runtime; `auto` by the container's shape."
+        "order",
+        Order,
+        "Who signals first: `lead` we, `follow` the runtime; `auto` by the container's shape, and whether there is a CPU to be had.",
     ),
     "deadline": Term(
         "deadline_seconds",

@@ -2,7 +2,8 @@
 
 Three sources tell: the runtime's NRI events, containerd's API, and the striker's own list of what it gates. Each knows
 a part, any of them may be absent, and their words cross: a list that was asked for before a container was deleted
-arrives after it. So every word has the time when it was true, and an older one never undoes a newer one.
+arrives after it. So every word has the time when it was true, and an older one never undoes a newer one. The API server,
+where there is one, tells of pods' annotations alone: the runtime knows them only as they were when the sandbox was made.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Inventory:
         self._containers: dict[str, Container] = {}
         self._members: dict[str, set[str]] = {}
         self._annotations: dict[str, dict[str, str]] = {}
+        self._annotations_now: dict[str, dict[str, str]] = {}  # by pod uid, as the API server has them
         # When each of those that went was last known to be gone: against lists that were made before.
         self._graves: dict[str, float] = {}
         # Whose they were: the report of a stop may come when its container is off the records already.
@@ -97,6 +99,22 @@ class Inventory:
         """
         when = self._clock() if at is None else at
         self._settle([name for sighting in sightings for name in self._take(source, sighting, when)])
+
+    def annotate(self, pod_uid: str, annotations: Mapping[str, str] | None) -> None:
+        """Take in what the API server has on a pod now, which goes before what its sandbox was made with.
+
+        Args:
+            pod_uid: The pod's, whether or not a container of it is known yet.
+            annotations: All that there are; None: the pod is not there any more.
+        """
+        if annotations is None:
+            self._annotations_now.pop(pod_uid, None)
+            return
+        now = self._annotations_now[pod_uid] = relevant(annotations)
+        members = self._members.get(pod_uid)
+        if members and self._annotations.get(pod_uid, {}) != now:
+            self._annotations[pod_uid] = now
+            self._settle(members)
 
     def exited(self, source: Source, container_id: str) -> None:
         """Its init process is gone; the container itself may start again or be removed."""
@@ -184,11 +202,13 @@ class Inventory:
         self._containers[news.id] = replace(known, seen=seen, sources=sources)
         self._regroup(before, seen)
         affected = {news.id}
-        if news.annotations is not None:
-            group, now = seen.group, relevant(news.annotations)
-            if self._annotations.get(group, {}) != now:
-                self._annotations[group] = now
-                affected |= self._members[group]
+        group = seen.group
+        now = self._annotations_now.get(group)
+        if now is None and news.annotations is not None:
+            now = relevant(news.annotations)
+        if now is not None and self._annotations.get(group, {}) != now:
+            self._annotations[group] = now
+            affected |= self._members[group]
         return affected
 
     def _regroup(self, before: Sighting, seen: Sighting) -> None:

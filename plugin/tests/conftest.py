@@ -36,6 +36,7 @@ from expedited.demo.daemon import PrivateContainerd
 from expedited.demo.image import HOG_IMAGE, import_workloads
 from expedited.demo.leftovers import remove_cgroups
 from expedited.teardown.hierarchies import hierarchies
+from expedited.teardown.proc import cpus_are_taken
 
 # One that is kept off the CPU for 200 ms, which is Hypothesis' own limit, is no slow example
 hypothesis.settings.register_profile(
@@ -395,10 +396,13 @@ class AgentProcess:
 
 
 @contextmanager
-def _busy_loops() -> Iterator[None]:
-    """As many as there are CPUs."""
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+def _busy_loops(each_cpu: int = 2) -> Iterator[None]:
+    command = [sys.executable, "-c", "while True: pass"]
+    loops = [subprocess.Popen(command) for _ in range(each_cpu * (os.cpu_count() or 1))]
     try:
+        give_up_at = time.monotonic() + 30
+        while not cpus_are_taken() and time.monotonic() < give_up_at:
+            time.sleep(0.005)
         yield
     finally:
         for loop in loops:
@@ -407,8 +411,8 @@ def _busy_loops() -> Iterator[None]:
 
 
 @pytest.fixture
-def busy_loops() -> Callable[[], AbstractContextManager[None]]:
-    """``with busy_loops(): ...``: every CPU is taken."""
+def busy_loops() -> Callable[..., AbstractContextManager[None]]:
+    """``with busy_loops(each_cpu=2): ...``: every CPU is taken, by so many."""
     return _busy_loops
 
 

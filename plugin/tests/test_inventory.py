@@ -111,6 +111,38 @@ def test_an_annotation_that_was_taken_away_gives_the_default_back_and_the_strike
     assert [change.policies for change in told] == [{"c1": replace(NODE, mode=Mode.OFF)}, {"c1": NODE}]
 
 
+def test_what_a_pod_is_annotated_with_now_goes_before_what_its_sandbox_was_made_with(
+    inventory: Inventory, told: Recorder
+) -> None:
+    inventory.saw(Source.NRI, annotated(SANDBOX, mode="observe"), MAIN)
+    inventory.annotate("u1", {"expedited.io/mode": "off", "other": "word"})
+    assert told.policies == {"s1": Mode.OFF, "c1": Mode.OFF}
+    inventory.saw(Source.CONTAINERD, annotated(SANDBOX, mode="observe"))
+    inventory.saw(Source.NRI, SIDE)
+    assert {known.id: known.policy.mode for known in inventory} == dict.fromkeys(("s1", "c1", "c2"), Mode.OFF)
+    inventory.annotate("u1", {})  # taken away
+    assert {known.id: known.policy.mode for known in inventory} == dict.fromkeys(("s1", "c1", "c2"), Mode.STRIKE)
+    inventory.annotate("u2", {"expedited.io/mode": "off"})  # of a pod whose containers are not known yet
+    other = {**POD, "pod_uid": "u2", "sandbox_id": "s2"}
+    inventory.saw(Source.NRI, Sighting("c3", **other))
+    assert inventory.find("c3").policy.mode is Mode.OFF
+
+
+def test_a_pod_that_is_not_there_any_more_leaves_no_annotations(inventory: Inventory) -> None:
+    inventory.annotate("u1", {"expedited.io/mode": "off"})
+    inventory.annotate("u1", None)
+    inventory.annotate("u1", None)
+    inventory.saw(Source.NRI, MAIN)
+    assert inventory.find("c1").policy.mode is Mode.STRIKE
+
+
+def test_a_malformed_word_on_a_running_pod_leaves_it_alone(inventory: Inventory, told: Recorder) -> None:
+    inventory.saw(Source.NRI, SANDBOX, MAIN)
+    inventory.annotate("u1", {"expedited.io/mode": "sometimes"})
+    assert told.policies == {"s1": Mode.OFF, "c1": Mode.OFF}
+    assert [line for change in told for line in change.problems]
+
+
 def test_a_source_that_does_not_know_the_annotations_does_not_take_them_away(inventory: Inventory) -> None:
     inventory.saw(Source.NRI, annotated(MAIN, mode="off"))
     inventory.saw(Source.STRIKER, Sighting("c1", cgroup="/x"))

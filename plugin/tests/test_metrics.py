@@ -227,7 +227,7 @@ def test_names_follow_the_conventions(metric: Any) -> None:
 
 @pytest.mark.parametrize("address", ["", "9788", "localhost:", ":9788", "localhost:http", "localhost:0", "h:65536"])
 def test_what_is_no_host_and_port_is_a_usage_error(metrics: Metrics, address: str) -> None:
-    with pytest.raises(UsageError, match="metrics_address"):
+    with pytest.raises(UsageError, match="metrics-address"):
         metrics.serve(address)
 
 
@@ -245,7 +245,7 @@ def test_who_connects_and_says_nothing_takes_no_thread_and_is_let_go(metrics: Me
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "203.0.113.1", "127.0.0..1", "x" * 64])
 def test_an_address_of_another_machine_is_a_usage_error(metrics: Metrics, host: str) -> None:
-    with pytest.raises(UsageError, match=f"metrics_address is .*{host}"):
+    with pytest.raises(UsageError, match=f"metrics-address is .*{host}"):
         metrics.serve(f"{host}:9788")
 
 

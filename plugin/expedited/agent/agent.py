@@ -118,7 +118,9 @@ class Agent:
 
                 self._metrics = Metrics()
                 stack.callback(self._metrics.serve(settings.metrics_address))
-            self._kubernetes = link_to_kubernetes(settings, self._pod_leaves, lambda: self._striker.state)
+            self._kubernetes = link_to_kubernetes(
+                settings, self._pod_leaves, self._inventory.annotate, lambda: self._striker.state
+            )
             await stack.enter_async_context(serving(self, settings.api_socket))
             striker = asyncio.create_task(self._striker.run(self._closing))
             striker.add_done_callback(lambda done: self._gate_ended.set())

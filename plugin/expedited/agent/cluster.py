@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import structlog
@@ -20,13 +20,17 @@ _log = structlog.get_logger(__name__)
 
 
 def link_to_kubernetes(
-    settings: AgentSettings, leaving: Callable[[str, str], None], striker_state: Callable[[], str]
+    settings: AgentSettings,
+    leaving: Callable[[str, str], None],
+    annotated: Callable[[str, Mapping[str, str] | None], None],
+    striker_state: Callable[[], str],
 ) -> KubernetesLink | None:
     """The link, to be run; None where there is no cluster, or it is not wanted.
 
     Args:
         settings: The agent's.
         leaving: Called with the uid of a pod of this node that goes for good, and why.
+        annotated: Called with the uid of a pod of this node and the annotations that it has now; None: it is not there any more.
         striker_state: ``ok``, or why kills are not caught.
 
     Raises:
@@ -47,5 +51,6 @@ def link_to_kubernetes(
         node_name,
         event_min_size_bytes=settings.event_min_size_bytes,
         leaving=leaving,
+        annotated=annotated,
         striker_state=striker_state if settings.node_condition else None,
     )

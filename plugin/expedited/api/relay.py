@@ -38,15 +38,17 @@ async def refuse_if_listened_at(path: str) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise ExpeditedError(f"{path} can't be used: {error.strerror}; choose another run_dir") from error
+        raise ExpeditedError(f"{path} can't be used: {error.strerror}; choose another --run-dir") from error
     if not stat.S_ISSOCK(mode):
-        raise ExpeditedError(f"{path} is in the way: it is no socket; remove it, or choose another run_dir")
+        raise ExpeditedError(f"{path} is in the way: it is no socket; remove it, or choose another --run-dir")
     try:
         _, writer = await asyncio.open_unix_connection(path)
     except (ConnectionRefusedError, FileNotFoundError):
         return  # a crash's leftover
     writer.close()
-    raise ExpeditedError(f"another agent listens at {path}: stop it first, or choose another run_dir")
+    raise ExpeditedError(
+        f"another agent listens at {path}, and a node has one: stop that one first (the DaemonSet's pod, or `expedited install --remove`)"
+    )
 
 
 def private_directory(path: Path) -> None:
@@ -59,7 +61,7 @@ def private_directory(path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-            raise ExpeditedError(f"{path} is not ours: remove it, or choose another run_dir")
+            raise ExpeditedError(f"{path} is not ours: remove it, or choose another --run-dir")
         path.chmod(0o700)
     except OSError as error:
         raise ExpeditedError(f"cannot make {path} for the control API: {error.strerror}") from error

@@ -134,7 +134,7 @@ def _versions() -> Finding:
         ", ".join((f"expedited {__version__}", f"Python {platform.python_version()}", *libraries)),
         Level.OK,
         "without the libraries there is no agent; the striker needs Python alone",
-        "pip install expedited",
+        "in a checkout: make setup",
     )
 
 

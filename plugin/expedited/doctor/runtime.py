@@ -67,7 +67,8 @@ def _state_roots(patterns: tuple[str, ...]) -> Finding:
         found,
         level,
         "no container to gate until a runtime makes one (it is gated then); another place is never looked at",
-        "start the runtime, or name its place: state-roots in the configuration; in a pod, mount the host's /run",
+        "start the runtime, or name its place: state-roots in the configuration (Helm: runtime.stateRoots); in a pod,"
+        " mount the host's /run (Helm: runtime.stateDirs)",
     )
 
 

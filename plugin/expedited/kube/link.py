@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from expedited.kube.access import Access
 from expedited.kube.api_server import ApiServer
@@ -26,6 +26,7 @@ class KubernetesLink:
         node_name: The node's name in Kubernetes.
         event_min_size_bytes: Stops that gave back less make no Event.
         leaving: Called with the uid of a pod that goes for good, and why.
+        annotated: Called with the uid of a pod and the annotations that it has now; None: it is not there any more.
         striker_state: ``ok`` or why not, for the node's condition; None: no condition.
     """
 
@@ -36,10 +37,11 @@ class KubernetesLink:
         *,
         event_min_size_bytes: int,
         leaving: Callable[[str, str], None],
+        annotated: Callable[[str, Mapping[str, str] | None], None],
         striker_state: Callable[[], str] | None = None,
     ) -> None:
         self._api = ApiServer(access)
-        self._pods = PodWatch(self._api, node_name, leaving)
+        self._pods = PodWatch(self._api, node_name, leaving, annotated)
         self._recorder = EventRecorder(self._api, node_name, event_min_size_bytes)
         self._condition = NodeCondition(self._api, node_name, striker_state) if striker_state else None
 

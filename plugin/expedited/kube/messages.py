@@ -20,13 +20,16 @@ def returned(stops: Sequence[Stop]) -> str:
     total = format_size(sum(stop.report.bytes_returned for stop in stops))
     times = [stop.report.memory_back_seconds for stop in stops if stop.report.memory_back_seconds is not None]
     outcomes = {stop.report.outcome for stop in stops}
-    ended = outcomes <= {Outcome.EXITED, Outcome.WATCHED}
-    when = f" {format_seconds(max(times))} after {'the end was seen' if ended else 'the kill'}" if times else ""
+    by_themselves = outcomes & {Outcome.EXITED, Outcome.WATCHED}
+    since = (
+        "the kill" if not by_themselves else "the end was seen" if by_themselves == outcomes else "the kill or the end"
+    )
+    when = f" {format_seconds(max(times))} after {since}" if times else ""
     cache = sum(stop.report.page_cache_dropped_bytes for stop in stops)
     also = f", and {format_size(cache)} of page cache" if cache else ""
     whose = ""
     if outcomes <= {Outcome.OBSERVED, Outcome.WATCHED}:
-        whose = "; observed only" if ended else "; the runtime's own kill, observed only"
+        whose = "; observed only" if by_themselves else "; the runtime's own kill, observed only"
     if len(stops) == 1:
         return _cut(f"{stops[0].container_name or 'sandbox'}: {total} of memory back{when}{also}{whose}")
     within = when.replace(" after", " or less after", 1)

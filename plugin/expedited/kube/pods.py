@@ -1,4 +1,4 @@
-"""The pods of this node that are about to go, as early as the API server knows.
+"""The pods of this node: those that are about to go, as early as the API server knows, and what their annotations are now.
 
 One watch with the field selector spec.nodeName: nothing of other nodes comes here. It begins with a list of metadata
 from the API server's own cache (resourceVersion=0: a list from etcd would read every pod of the cluster there), goes on
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
@@ -40,6 +40,7 @@ class PodWatch:
         api: Whom to ask.
         node_name: The node's name in Kubernetes.
         leaving: Called once for each pod that goes for good, with its uid and, in a word, why.
+        annotated: Called with a pod's uid and annotations whenever it may have others; with None when it is not there any more.
 
     Attributes:
         state: ``ok``, or in a few words why not.
@@ -47,13 +48,21 @@ class PodWatch:
         gone_for_good: The uids that ``leaving`` was called with and that the API server still has.
     """
 
-    def __init__(self, api: ApiServer, node_name: str, leaving: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        api: ApiServer,
+        node_name: str,
+        leaving: Callable[[str, str], None],
+        annotated: Callable[[str, Mapping[str, str] | None], None],
+    ) -> None:
         self.state = "not connected"
         self.connections = 0
         self.gone_for_good: set[str] = set()
         self._api = api
         self._selector = f"spec.nodeName={node_name}"
         self._leaving = leaving
+        self._annotated = annotated
+        self._here: set[str] = set()  # uids
         self._version = ""  # up to where everything is known; empty: nothing is
 
     async def run(self) -> None:
@@ -76,11 +85,13 @@ class PodWatch:
                 await asyncio.sleep(patience.after(said))
 
     async def _list(self) -> None:
-        """Who is leaving already."""
+        """Who is here, and who is leaving already."""
         query = urlencode({"fieldSelector": self._selector, "resourceVersion": "0"})
         answer = await self._api.get(f"{_PODS}?{query}", accept=METADATA_ONLY)
         items = answer.get("items") or []
-        self.gone_for_good &= {item["metadata"]["uid"] for item in items}
+        here = {item["metadata"]["uid"] for item in items}
+        for uid in self._here - here:
+            self._is_gone(uid)
         for item in items:
             self._look_at(item)
         self._version = answer["metadata"]["resourceVersion"]
@@ -107,7 +118,7 @@ class PodWatch:
                     self._look_at(obj)
                 case "DELETED":
                     self._look_at(obj)  # with no grace there was no word before
-                    self.gone_for_good.discard(obj["metadata"]["uid"])
+                    self._is_gone(obj["metadata"]["uid"])
                 case _:
                     pass  # BOOKMARK: nothing but a newer version
             self._version = obj["metadata"]["resourceVersion"]
@@ -120,10 +131,17 @@ class PodWatch:
     def _look_at(self, pod: dict[str, Any]) -> None:
         metadata = pod["metadata"]
         uid, why = metadata["uid"], _why_leaving(pod)
+        self._here.add(uid)
+        self._annotated(uid, metadata.get("annotations") or {})
         if why and uid not in self.gone_for_good:
             self.gone_for_good.add(uid)
             _log.debug("a pod is leaving", pod=f"{metadata['namespace']}/{metadata['name']}", why=why)
             self._leaving(uid, why)
+
+    def _is_gone(self, uid: str) -> None:
+        self._here.discard(uid)
+        self.gone_for_good.discard(uid)
+        self._annotated(uid, None)
 
     def _tell(self, state: str) -> None:
         if state == self.state:
@@ -131,7 +149,7 @@ class PodWatch:
         if state == "ok":
             _log.info("Kubernetes: the pods of this node are watched")
         elif self.state in ("ok", "not connected"):
-            _log.warning("Kubernetes: pods that leave are not seen early, and Events wait", why=state)
+            _log.warning("Kubernetes: pods that leave, or are annotated anew, are not seen, and Events wait", why=state)
         self.state = state
 
 

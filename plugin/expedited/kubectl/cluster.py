@@ -67,7 +67,9 @@ class Cluster:
         try:
             from kubernetes import client
         except ImportError as error:
-            raise ExpeditedError("this needs the kubernetes package: pip install 'expedited[kubectl]'") from error
+            raise ExpeditedError(
+                "this needs the kubernetes package: in a checkout, pip install '.[kubectl]'"
+            ) from error
         self._client: Any = client
         self._timeout_seconds = timeout_seconds
         self._configuration = self._client.Configuration()

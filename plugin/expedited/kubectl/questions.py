@@ -132,7 +132,7 @@ def why(options: Options, namespace: str, pod: str, limit: int) -> int:
             return failed
         raise ExpeditedError(
             f"no node remembers a stop of {in_namespace}/{name}: none of its containers was killed since the agent "
-            "started (who exits by itself within the grace period is not), or it is off the last 512 of its node"
+            "started (who exits by itself before a SIGTERM, or at once on it, is not), or it is off the last 512 of its node"
         )
     for each in found:
         told = story(read(pb.Stop, _without_node(each)), each["node"])

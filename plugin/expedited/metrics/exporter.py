@@ -76,14 +76,14 @@ class Metrics:
         try:
             return serve(host, port, self._registry)
         except (socket.gaierror, UnicodeError) as error:
-            raise UsageError(f"metrics_address is {address!r}: {host!r} is no host that is known here") from error
+            raise UsageError(f"metrics-address is {address!r}: {host!r} is no host that is known here") from error
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise ExpeditedError(
-                    f"metrics_address {address} is taken by another program: choose another port, or none"
+                    f"metrics-address {address} is taken by another program: choose another port, or none"
                 ) from error
             if error.errno == errno.EADDRNOTAVAIL:
-                raise UsageError(f"metrics_address is {address!r}: {host} is no address of this machine") from error
+                raise UsageError(f"metrics-address is {address!r}: {host} is no address of this machine") from error
             raise ExpeditedError(f"cannot serve metrics at {address}: {error.strerror}") from error
 
     def _counted(self, name: str) -> Any:
@@ -152,5 +152,5 @@ def _host_and_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
-        raise UsageError(f"metrics_address is {address!r}: give HOST:PORT, such as 127.0.0.1:9788")
+        raise UsageError(f"metrics-address is {address!r}: give HOST:PORT, such as 127.0.0.1:9788")
     return host, int(port)

@@ -17,6 +17,9 @@ The agent answers Prometheus at `metrics-address` (`127.0.0.1:9788`, or the pod'
 
 `deploy/prometheus/rules.yaml` has recording rules and alerts, `deploy/grafana/expedited.json` a dashboard.
 
+Events have the reasons `MemoryReturned` and `MemoryReturnSlow`: `kubectl get events -A --field-selector reason=MemoryReturned`. With
+`kubernetes.nodeCondition` (Helm) a node where kills can't be caught has the condition `MemoryReturnUnavailable`.
+
 | metric | kind | labels | what it says |
 |---|---|---|---|
 """

@@ -10,7 +10,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 
 from expedited.striker.container import Container
 from expedited.striker.log import Log
@@ -35,8 +34,7 @@ _SHARE = 0.02
 _LONGEST_PAUSE_SECONDS = 0.5
 #: How long a kill waits for a turn's end.
 _TURN_SECONDS = 0.001
-#: The pause between the turns of who is helped; longer where they are many.
-_HELP_SECONDS = 0.002
+#: How many of those who are dying have their turns as often as they like.
 _HELPED_CLOSELY = 4
 
 
@@ -80,7 +78,6 @@ class Graces:
         self._round_seconds = 0.0  # the shortest pause of all
         self._helped = 0
         self._askers = 0
-        self._compared = 0
         self._changed = threading.Condition()  # held for a look at these, and for nothing that takes time
 
     # -- called by the workers; forget() by the source's loop, too -------------------------------------------------------
@@ -108,7 +105,7 @@ class Graces:
         if not container.is_running():  # asked after its pidfd was opened: so that is init's, if it is
             roster.close()
             return
-        ending = Ending(container.cgroup, self._effective(policy), roster, container_id=container.id)
+        ending = Ending(container.cgroup, policy.for_container(container.id), roster, container_id=container.id)
         grace = _Grace(container, ending, policy)
         with self._changed:
             mine = self._held.setdefault(container.directory, grace) is grace
@@ -120,17 +117,12 @@ class Graces:
         elif not grace.ending.over:
             self._have_askers()
 
-    def _effective(self, policy: Policy) -> Policy:
-        if policy.mode is not Mode.COMPARE:
-            return policy
-        self._compared += 1
-        return replace(policy, mode=Mode.STRIKE if self._compared % 2 else Mode.OBSERVE)
-
-    def take(self, key: str) -> tuple[Roster, Boost] | None:
+    def take(self, key: str, patience_seconds: float | None = None) -> tuple[Roster, Boost] | None:
         """Its kill has come: nobody is asked any longer.
 
         Args:
             key: The container's directory, or what its cgroup is listed by.
+            patience_seconds: How long to wait for whoever has it in turn; as long as most turns take, if not said.
 
         Returns:
             Its processes, and what they were helped by, now the caller's; None where none are held, or somebody has them in turn who
@@ -145,7 +137,8 @@ class Graces:
             del self._held[grace.container.directory]
             grace.taken = True
             # Most turns take less than the listing that is saved; one that reaps may take long
-            if not self._changed.wait_for(lambda: not grace.in_turn, _TURN_SECONDS):
+            patience = _TURN_SECONDS if patience_seconds is None else patience_seconds
+            if not self._changed.wait_for(lambda: not grace.in_turn, patience):
                 return None
             self._drop_turn(grace)
         return grace.ending.hand_over()
@@ -232,7 +225,7 @@ class Graces:
                 self._changed.notify_all()
             else:
                 over = grace.ending.over or not grace.ending.dying
-                done = report is not None or (grace.gone and over)
+                done = report is not None or (grace.gone and (over or pause is None))
             if done:
                 if self._held.get(grace.container.directory) is grace:
                     del self._held[grace.container.directory]
@@ -265,7 +258,7 @@ class Graces:
         if grace.ending.over or pause is None:
             return None
         if grace.ending.dying:
-            return _HELP_SECONDS * max(1.0, self._helped / _HELPED_CLOSELY)
+            return grace.ending.pause_seconds * max(1.0, self._helped / _HELPED_CLOSELY)
         return min(_LONGEST_PAUSE_SECONDS, max(pause, self._each_seconds * (1 + len(self._turns)) / _SHARE))
 
 

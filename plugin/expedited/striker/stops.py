@@ -61,7 +61,6 @@ class Stops:
         self._known: dict[str, tuple[tuple[int, int], Container]] = {}  # directory -> state file's identity, container
         self._graces = Graces(self.policy_of, self._is_being_struck, self._keep, log)
         self._active: set[str] = set()
-        self._compared = 0
         self._lock = threading.Lock()
         self._order = threading.Lock()  # reports are told in the order of their numbers
         self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -180,15 +179,15 @@ class Stops:
         mode = policy.mode
         if mode is Mode.OFF or not self._is_running(container):
             return  # after init's exit the runtime's `kill --all` finds nobody: the memory is back already
-        if mode is Mode.COMPARE:
-            self._compared += 1
-            policy = replace(policy, mode=Mode.STRIKE if self._compared % 2 else Mode.OBSERVE)
+        policy = policy.for_container(container.id)
         if not kill.held:
             policy = replace(policy, order=Order.FOLLOW)  # the runtime's own signal is on its way already
         if not self._begin(container.directory):
             return
         try:
-            roster, boost = self._graces.take(container.directory) or (None, None)
+            # Who only observes has no use for who is held, and is not to be waited for
+            patience = 0.0 if policy.mode is Mode.OBSERVE else None
+            roster, boost = self._graces.take(container.directory, patience) or (None, None)
             one = Strike(
                 container.cgroup,
                 policy,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import zlib
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -12,11 +13,11 @@ _LONGEST_SECONDS = 3600
 
 
 class Mode(StrEnum):
-    """What the agent does when the runtime kills a container."""
+    """What the agent does when the runtime kills a container, or one ends within its grace period."""
 
     STRIKE = "strike"  #: tear it down
-    OBSERVE = "observe"  #: measure the runtime's own kill, change nothing
-    COMPARE = "compare"  #: strike every other one, observe the rest
+    OBSERVE = "observe"  #: measure how it goes without, change nothing
+    COMPARE = "compare"  #: strike one half of the containers, observe the other
     OFF = "off"  #: neither strike nor measure
 
 
@@ -51,6 +52,16 @@ class Policy:
     min_size_bytes: int = 1 << 20
     order: Order = Order.AUTO
     deadline_seconds: float = 30.0
+
+    def for_container(self, container_id: str) -> Policy:
+        """With COMPARE decided for this one.
+
+        By its id, and so for its grace period and its kill alike. Taking turns would give all of one kind the same side, as
+        the containers of a pod, its sandbox with them, end in the same order each time.
+        """
+        if self.mode is not Mode.COMPARE:
+            return self
+        return replace(self, mode=Mode.OBSERVE if zlib.crc32(container_id.encode()) & 1 else Mode.STRIKE)
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict, as it travels to the striker."""

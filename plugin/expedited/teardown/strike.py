@@ -303,7 +303,7 @@ class Strike:
             ProcessReport(victim.pid, victim.rss_bytes, _fate(victim, victim.pid in living))
             for victim in everybody[:_PROCESSES_REPORTED]
         )
-        back = self._watch.back_seconds
+        back = self._watch.back_seconds if outcome is not Outcome.SKIPPED else None  # it is not the stop's doing
         return Report(
             container_id=self.container_id,
             cgroup=self.cgroup.path,

@@ -106,6 +106,26 @@ def test_the_page_cache_of_a_pod_that_is_deleted_goes_with_it_and_an_event_tells
     assert re.match(r"hog-\w+: \d+ MiB of memory back .+ after the kill, and \d+ MiB of page", event["message"])
 
 
+def test_a_running_pod_may_be_annotated(
+    api: Any, containerd: PrivateContainerd, start: StartAgent, make_container: MakeContainer
+) -> None:
+    agent = start()
+    agent.wait_told("the pods of this node are watched")
+    hog = make_container("--bytes", "32M", "--ignore-term")
+    api.put_pod("web", namespace="expedited", uid=hog.pod.uid)
+    _wait_gated(agent, hog.id)
+
+    def mode() -> str:
+        with agent.ask() as asked:
+            return str(next(each.policy.mode for each in asked.containers() if each.id == hog.id))
+
+    assert mode() == "strike"
+    api.put_pod("web", annotations={"expedited.io/mode": "observe"})
+    agent.wait(lambda: mode() == "observe", "the annotation is not heeded")
+    containerd.cri.stop_container(hog.id, 0)
+    assert _stop_of(agent, hog.id)["outcome"] == "observed"
+
+
 def test_a_striker_that_is_new_hears_which_pods_were_leaving(
     api: Any, containerd: PrivateContainerd, start: StartAgent, make_container: MakeContainer
 ) -> None:

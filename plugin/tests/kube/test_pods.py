@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,16 @@ from expedited.kube.pods import PodWatch
 class _Heard:
     def __init__(self) -> None:
         self.pods: list[tuple[str, str]] = []
+        self.annotations: dict[str, Mapping[str, str]] = {}
 
     def __call__(self, uid: str, why: str) -> None:
         self.pods.append((uid, why))
+
+    def annotated(self, uid: str, annotations: Mapping[str, str] | None) -> None:
+        if annotations is None:
+            del self.annotations[uid]
+        else:
+            self.annotations[uid] = annotations
 
 
 async def _until(condition: Callable[[], object], what: str) -> None:
@@ -36,7 +43,7 @@ async def _until(condition: Callable[[], object], what: str) -> None:
 @asynccontextmanager
 async def _watching(access: Access, heard: _Heard) -> AsyncIterator[PodWatch]:
     api = ApiServer(access)
-    watch = PodWatch(api, "node-1", heard)
+    watch = PodWatch(api, "node-1", heard, heard.annotated)
     task = asyncio.create_task(watch.run())
     try:
         await _until(lambda: watch.state == "ok" or task.done(), "the watch is up")
@@ -76,6 +83,37 @@ async def test_a_pod_that_kubelet_evicts_is_leaving(api: Any) -> None:
         )
         await _until(lambda: heard.pods, "web is leaving")
     assert heard.pods == [("uid-web", "TerminationByKubelet")]
+
+
+async def test_the_annotations_of_the_moment_are_known(api: Any) -> None:
+    api.put_pod("old", annotations={"a": "1"})
+    api.put_pod("bare")
+    api.put_pod("elsewhere", "node-2", annotations={"a": "1"})
+    heard = _Heard()
+    async with _watching(api.access(), heard):
+        assert heard.annotations == {"uid-old": {"a": "1"}, "uid-bare": {}}
+        api.put_pod("old", annotations={"a": "2", "b": "3"})
+        api.put_pod("new", annotations={"c": "4"})
+        await _until(lambda: "uid-new" in heard.annotations, "the new pod")
+        assert heard.annotations["uid-old"] == {"a": "2", "b": "3"}
+        api.put_pod("old", annotations={})
+        await _until(lambda: not heard.annotations["uid-old"], "they were taken away")
+        api.delete_pod("old")
+        await _until(lambda: "uid-old" not in heard.annotations, "the pod has gone")
+
+
+async def test_pods_that_went_unseen_are_forgotten(api: Any) -> None:
+    api.put_pod("web", annotations={"a": "1"})
+    api.put_pod("db", annotations={"a": "1"})
+    heard = _Heard()
+    async with _watching(api.access(), heard) as watch:
+        api.stop()
+        await _until(lambda: "127.0.0.1" in watch.state, "it is told that the server is away")
+        assert set(heard.annotations) == {"uid-web", "uid-db"}  # what was known goes on to hold
+        api.delete_pod("web")
+        api.compact()
+        api.start()
+        await _until(lambda: set(heard.annotations) == {"uid-db"}, "web is forgotten")
 
 
 async def test_pods_that_leave_already_are_found_by_the_list(api: Any) -> None:
@@ -211,7 +249,7 @@ async def test_a_server_that_is_not_there_yet_is_waited_for(api: Any) -> None:
     _leave(api, "web")
     heard = _Heard()
     client = ApiServer(api.access())
-    watch = PodWatch(client, "node-1", heard)
+    watch = PodWatch(client, "node-1", heard, heard.annotated)
     task = asyncio.create_task(watch.run())
     await _until(lambda: "127.0.0.1" in watch.state, "nobody is there")
     api.start()
@@ -251,7 +289,7 @@ async def test_a_new_token_is_used_when_the_old_one_is_no_good(api: Any, tmp_pat
 
 
 async def test_a_server_with_another_certificate_is_not_believed(api: Any) -> None:
-    watch = PodWatch(ApiServer(api.access(ca_file="")), "node-1", _Heard())
+    watch = PodWatch(ApiServer(api.access(ca_file="")), "node-1", _Heard(), _Heard().annotated)
     task = asyncio.create_task(watch.run())
     await _until(lambda: "certificate verify failed" in watch.state, "it is not believed")
     task.cancel()
@@ -260,7 +298,7 @@ async def test_a_server_with_another_certificate_is_not_believed(api: Any) -> No
 
 
 async def test_a_certificate_for_another_name_is_not_believed(api: Any) -> None:
-    watch = PodWatch(ApiServer(api.access(server_name="evil.example")), "node-1", _Heard())
+    watch = PodWatch(ApiServer(api.access(server_name="evil.example")), "node-1", _Heard(), _Heard().annotated)
     task = asyncio.create_task(watch.run())
     await _until(lambda: "evil.example" in watch.state, "it is not believed")
     task.cancel()

@@ -285,7 +285,7 @@ def run_script() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 
 
 @pytest.fixture
-def starved(busy_loops: Callable[[], AbstractContextManager[None]]) -> Callable[[Any], Any]:
+def starved(busy_loops: Callable[..., AbstractContextManager[None]]) -> Callable[[Any], Any]:
     """``with starved(cgroup): ...``: it gets next to no CPU, and who is killed in it can't exit at once."""
 
     @contextmanager
@@ -300,7 +300,7 @@ def starved(busy_loops: Callable[[], AbstractContextManager[None]]) -> Callable[
             for pid in cgroup.pids():
                 os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
         try:
-            with busy_loops():
+            with busy_loops(each_cpu=1):
                 yield
         finally:
             if weight.exists():

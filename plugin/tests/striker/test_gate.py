@@ -20,6 +20,8 @@ from expedited.striker.gate import Gate, Hold
 from expedited.teardown.hierarchies import hierarchies
 from expedited.teardown.report import Fate, Outcome
 
+_TRIES = 5
+
 
 def state_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -53,17 +55,20 @@ def test_a_kill_is_struck_and_goes_on(node: Any, striker: Any, scratch_cgroup: A
 def test_a_lone_init_is_followed_and_led_where_every_cpu_is_taken(
     node: Any, striker: Any, scratch_cgroup: Any, busy_loops: Callable[[], Any], busy: bool
 ) -> None:
-    process = node.container("c1", scratch_cgroup, "--bytes", "32M")
-    striker.wait_gated("c1")
-    with busy_loops() if busy else nullcontext():
-        node.run("kill", "c1", "9")
-        report = striker.report_of("c1")
-    assert report.outcome is Outcome.STRUCK
-    assert (report.signalled_seconds is None) == (report.order == "follow")
-    assert process.wait() == -signal.SIGKILL
-    if busy or striker.status()["kernel"] != "stock":
-        assert report.order == "lead"
-    # Else it is followed, unless the machine is busy with something else just then: see teardown/test_policies.py
+    wanted = "lead" if busy or striker.status()["kernel"] != "stock" else "follow"
+    for number in range(_TRIES):
+        name = f"c{number}"
+        process = node.container(name, scratch_cgroup, "--bytes", "32M")
+        striker.wait_gated(name)
+        with busy_loops() if busy else nullcontext():
+            node.run("kill", name, "9")
+            report = striker.report_of(name)
+        assert report.outcome is Outcome.STRUCK
+        assert (report.signalled_seconds is None) == (report.order == "follow")
+        assert process.wait() == -signal.SIGKILL
+        if report.order == wanted:
+            break  # else the machine was busy with something else just then
+    assert report.order == wanted
 
 
 def test_what_crun_keeps_is_understood(node: Any, striker: Any, scratch_cgroup: Any) -> None:

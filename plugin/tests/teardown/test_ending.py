@@ -224,6 +224,8 @@ def test_who_is_only_observed_ends_as_if_nobody_looked(cgroup_v1: Any, hog: Any)
             break
         ending.close()
         process.wait()
+    else:
+        pytest.fail("it was always quicker than the look")
     report = last_turn(ending, OBSERVE)
     assert (report.outcome, report.trigger, report.mode) == (Outcome.WATCHED, "grace", "observe")
     assert report.reason == "ended within its grace period"
@@ -243,6 +245,19 @@ def test_the_living_are_observed_and_not_taken_for_dying(scratch_cgroup: Any, ho
         assert ending.turn(OBSERVE) is None
     assert (ending.helps, ending.over, ending.dying) == (False, False, 0)
     assert alive(process.pid)
+    ending.close()
+
+
+@pytest.mark.usefixtures("unasked")
+def test_who_has_gone_between_two_looks_is_observed_no_more(make_cgroup: Any, hog: Any) -> None:
+    """Waited for by its parent, it has no /proc any more."""
+    cgroup = make_cgroup()
+    process = hog("--bytes", "8M", cgroup=cgroup)
+    ending = ending_of(Cgroup.find(cgroup.path), OBSERVE)
+    process.kill()
+    process.wait()
+    assert ending.turn(OBSERVE) is None
+    assert ending.over
     ending.close()
 
 

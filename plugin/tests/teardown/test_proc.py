@@ -15,11 +15,12 @@ from expedited.teardown.proc import cpus_are_taken
 
 
 def test_busy_loops_take_every_cpu(busy_loops: Callable[[], Any]) -> None:
-    give_up_at = time.monotonic() + 30
     with busy_loops():
-        while not cpus_are_taken():
-            assert time.monotonic() < give_up_at
+        looks = []
+        for _ in range(20):
+            looks.append(cpus_are_taken())
             time.sleep(0.01)
+    assert sum(looks) >= 15
 
 
 @pytest.mark.parametrize(
