@@ -177,12 +177,19 @@ def test_a_wrong_value_is_named_when_the_chart_is_installed(flag: str, word: str
     assert "at '" in line or "Additional property" in line or "additional properties" in line
 
 
-@pytest.mark.parametrize("name", ["podMonitor", "prometheusRule"])
-def test_monitoring_without_metrics_is_refused(name: str) -> None:
-    flags = ("--set", f"{name}.enabled=true", "--set", "metrics.enabled=false")
+@pytest.mark.parametrize(
+    ("value", "needed"),
+    [
+        ("podMonitor.enabled", "metrics.enabled"),
+        ("prometheusRule.enabled", "metrics.enabled"),
+        ("kubernetes.nodeCondition", "kubernetes.events"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(value: str, needed: str) -> None:
+    flags = ("--set", f"{value}=true", "--set", f"{needed}=false")
     done = run("helm", "template", "expedited", CHART, "--kube-version", "1.36", *flags, check=False)
     assert done.returncode != 0
-    assert f"{name}.enabled wants metrics.enabled" in done.stderr
+    assert f"{value} wants {needed}" in done.stderr
 
 
 def test_the_operators_rule_is_the_file_that_promtool_tests(template: Callable[..., str]) -> None:

@@ -66,6 +66,7 @@ class Inventory:
         self._members: dict[str, set[str]] = {}
         self._annotations: dict[str, dict[str, str]] = {}
         self._annotations_now: dict[str, dict[str, str]] = {}  # by pod uid, as the API server has them
+        self._deleted_pods: set[str] = set()  # which it has no more, and whose containers are still here
         # When each of those that went was last known to be gone: against lists that were made before.
         self._graves: dict[str, float] = {}
         # Whose they were: the report of a stop may come when its container is off the records already.
@@ -105,10 +106,14 @@ class Inventory:
 
         Args:
             pod_uid: The pod's, whether or not a container of it is known yet.
-            annotations: All that there are; None: the pod is not there any more.
+            annotations: All that there are; None: the pod is not there any more. If it was deleted by force its containers
+                still are, and what they were last said to be holds for them.
         """
         if annotations is None:
-            self._annotations_now.pop(pod_uid, None)
+            if pod_uid in self._members:
+                self._deleted_pods.add(pod_uid)
+            else:
+                self._annotations_now.pop(pod_uid, None)
             return
         now = self._annotations_now[pod_uid] = relevant(annotations)
         members = self._members.get(pod_uid)
@@ -224,6 +229,9 @@ class Inventory:
         if not members:
             self._members.pop(group, None)
             annotations = self._annotations.pop(group, None)
+            if group in self._deleted_pods:
+                self._deleted_pods.discard(group)
+                self._annotations_now.pop(group, None)
             if heir and annotations is not None:
                 self._annotations.setdefault(heir, annotations)
 

@@ -136,6 +136,17 @@ def test_a_pod_that_is_not_there_any_more_leaves_no_annotations(inventory: Inven
     assert inventory.find("c1").policy.mode is Mode.STRIKE
 
 
+def test_a_pod_that_was_deleted_by_force_is_what_it_was_last_said_to_be(inventory: Inventory, told: Recorder) -> None:
+    inventory.saw(Source.NRI, SANDBOX, MAIN)
+    inventory.annotate("u1", {"expedited.io/mode": "off"})
+    inventory.annotate("u1", None)
+    inventory.saw(Source.NRI, annotated(SANDBOX, mode="observe"))
+    assert {known.policy.mode for known in inventory} == {Mode.OFF}
+    inventory.forget("c1", "s1")
+    inventory.saw(Source.NRI, annotated(SANDBOX, mode="observe"))  # nobody remembers
+    assert inventory.find("s1").policy.mode is Mode.OBSERVE
+
+
 def test_a_malformed_word_on_a_running_pod_leaves_it_alone(inventory: Inventory, told: Recorder) -> None:
     inventory.saw(Source.NRI, SANDBOX, MAIN)
     inventory.annotate("u1", {"expedited.io/mode": "sometimes"})
