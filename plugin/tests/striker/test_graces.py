@@ -222,14 +222,14 @@ def test_who_obeys_is_watched_where_nothing_is_to_be_changed(
     striker: Any,
     adopt: Any,
     make_process: Any,
-    make_cgroup_v1: Any,
+    make_cgroup: Any,
     starved: Any,
     until: Any,
     mode: str,
     side: Mode,
 ) -> None:
     """In mode observe, and one half in mode compare."""
-    cgroup = make_cgroup_v1()
+    cgroup = make_cgroup()
     striker.policy(mode=mode)
     for number in range(_TRIES):
         name = of_side(side, f"try{number}-")
@@ -253,10 +253,10 @@ def test_who_obeys_is_watched_where_nothing_is_to_be_changed(
 
 @pytest.mark.parametrize("side", [Mode.OBSERVE, Mode.STRIKE])
 def test_a_grace_period_and_its_kill_are_on_one_side_of_a_comparison(
-    node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup_v1: Any, starved: Any, side: Mode
+    node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup: Any, starved: Any, side: Mode
 ) -> None:
     """One process obeys, init does not: who was helped must not count as observed."""
-    cgroup = make_cgroup_v1()
+    cgroup = make_cgroup()
     striker.policy(mode="compare")
     name = of_side(side, "c")
     init = make_process(cgroup, "ignore")

@@ -211,10 +211,11 @@ def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("unasked")
-def test_who_is_only_observed_ends_as_if_nobody_looked(cgroup_v1: Any, hog: Any) -> None:
+def test_who_is_only_observed_ends_as_if_nobody_looked(make_cgroup: Any, hog: Any) -> None:
+    cgroup = make_cgroup()
     for _ in range(_TRIES):
-        process = hog("--bytes", "256M", cgroup=cgroup_v1)
-        ending = ending_of(Cgroup.find(cgroup_v1.path), OBSERVE)
+        process = hog("--bytes", "256M", cgroup=cgroup)
+        ending = ending_of(Cgroup.find(cgroup.path), OBSERVE)
         assert ending.turn(OBSERVE) is None
         assert (ending.helps, ending.over) == (False, False)
         process.kill()
