@@ -116,10 +116,8 @@ class Inventory:
                 self._annotations_now.pop(pod_uid, None)
             return
         now = self._annotations_now[pod_uid] = relevant(annotations)
-        members = self._members.get(pod_uid)
-        if members and self._annotations.get(pod_uid, {}) != now:
-            self._annotations[pod_uid] = now
-            self._settle(members)
+        if pod_uid in self._members:
+            self._settle(self._hold_for(pod_uid, now))
 
     def exited(self, source: Source, container_id: str) -> None:
         """Its init process is gone; the container itself may start again or be removed."""
@@ -211,10 +209,16 @@ class Inventory:
         now = self._annotations_now.get(group)
         if now is None and news.annotations is not None:
             now = relevant(news.annotations)
-        if now is not None and self._annotations.get(group, {}) != now:
-            self._annotations[group] = now
-            affected |= self._members[group]
+        if now is not None:
+            affected |= self._hold_for(group, now)
         return affected
+
+    def _hold_for(self, group: str, annotations: dict[str, str]) -> set[str]:
+        """These are a group's annotations; whose policy may be another now."""
+        if self._annotations.get(group, {}) == annotations:
+            return set()
+        self._annotations[group] = annotations
+        return self._members[group]
 
     def _regroup(self, before: Sighting, seen: Sighting) -> None:
         """Keep track of which containers share a pod, whose identity may be learnt late."""

@@ -117,12 +117,12 @@ class Graces:
         elif not grace.ending.over:
             self._have_askers()
 
-    def take(self, key: str, patience_seconds: float | None = None) -> tuple[Roster, Boost] | None:
+    def take(self, key: str, *, wait: bool = True) -> tuple[Roster, Boost] | None:
         """Its kill has come: nobody is asked any longer.
 
         Args:
             key: The container's directory, or what its cgroup is listed by.
-            patience_seconds: How long to wait for whoever has it in turn; as long as most turns take, if not said.
+            wait: For whoever has it in turn, as long as most turns take.
 
         Returns:
             Its processes, and what they were helped by, now the caller's; None where none are held, or somebody has them in turn who
@@ -137,8 +137,7 @@ class Graces:
             del self._held[grace.container.directory]
             grace.taken = True
             # Most turns take less than the listing that is saved; one that reaps may take long
-            patience = _TURN_SECONDS if patience_seconds is None else patience_seconds
-            if not self._changed.wait_for(lambda: not grace.in_turn, patience):
+            if not self._changed.wait_for(lambda: not grace.in_turn, _TURN_SECONDS if wait else 0):
                 return None
             self._drop_turn(grace)
         return grace.ending.hand_over()

@@ -186,8 +186,8 @@ class Stops:
             return
         try:
             # Who only observes has no use for who is held, and is not to be waited for
-            patience = 0.0 if policy.mode is Mode.OBSERVE else None
-            roster, boost = self._graces.take(container.directory, patience) or (None, None)
+            held = self._graces.take(container.directory, wait=policy.mode is not Mode.OBSERVE)
+            roster, boost = held or (None, None)
             one = Strike(
                 container.cgroup,
                 policy,

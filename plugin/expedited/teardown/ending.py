@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import time
+from dataclasses import replace
 
 from expedited.teardown.boost import Boost
 from expedited.teardown.cgroup import Cgroup
@@ -78,6 +79,8 @@ class Ending:
             The report, when the last process of the container has gone; that is the last turn.
         """
         began = time.monotonic()
+        if self._observing:
+            policy = replace(policy, boost=False, page_cache=PageCache.KEEP)
         flags = mrelease_support().flags(keep_file=policy.page_cache is not PageCache.DROP)
         if sum(self._is_dying(victim, flags) for victim in list(self._asked)):
             self.helps = True
@@ -88,12 +91,12 @@ class Ending:
             self.over = not self._asked
             self._look_at_memory(began)
             return None
-        if policy.boost and not self._observing:
+        if policy.boost:
             self._put_on_a_cpu(self._who_is_dying())
         self.roster.wait(0)
         self._watch.sample(self._now())
         self.dying = len(self._who_is_dying())
-        if not self._observing and self.dying and self._watch.settled and self._nobody_else():
+        if policy.page_cache is PageCache.DROP and self.dying and self._watch.settled and self._nobody_else():
             self._drop_page_cache(policy)
         if self.roster.living:
             # Who is only watched is watched to the end: what takes long is what there is to be measured
@@ -187,7 +190,7 @@ class Ending:
 
     def _drop_page_cache(self, policy: Policy) -> None:
         # Once, as soon as nobody is left who could want it: the runtime may remove the cgroup at once then
-        if policy.page_cache is PageCache.DROP and self._dropped_bytes is None and not self._observing:
+        if policy.page_cache is PageCache.DROP and self._dropped_bytes is None:
             self._dropped_bytes = self._cgroup.drop_page_cache()
             if self._dropped_bytes:
                 self._step(f"page cache dropped: {self._dropped_bytes} bytes")
