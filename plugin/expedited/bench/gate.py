@@ -10,13 +10,15 @@ import gc
 import os
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from expedited.bench.figures import Conditions, Progress, Spread, silent
+from expedited.bench.machine import Echo, echo
 from expedited.bench.scratch import scratch_directory, striker, wait_until
 from expedited.errors import UsageError
+from expedited.striker.process import GATE_PRIORITY
 
 __all__ = ["COLUMNS", "TARGET_P50_US", "TARGET_P99_US", "GateOptions", "GateResult", "rows", "run"]
 
@@ -44,6 +46,8 @@ class GateResult:
 
     Attributes:
         added: Each open under the gate, less the median of the block without it that came just before.
+        wake_ups: A byte to a process on another CPU and back: what is added by any gate that runs there, however fast it
+            decides. None where there is no other CPU.
         decision_p50_us: The gate's own view, from its waking up to its answer; ``decision_p99_us`` likewise.
         overruns: Opens that were answered by the budget and not by a decision: 0 unless something is wrong.
     """
@@ -52,6 +56,7 @@ class GateResult:
     without_gate: Spread
     with_gate: Spread
     added: Spread
+    wake_ups: Spread | None
     decision_p50_us: float
     decision_p99_us: float
     overruns: int
@@ -68,6 +73,7 @@ class GateResult:
             "without_gate": self.without_gate.to_json(),
             "with_gate": self.with_gate.to_json(),
             "added": self.added.to_json(),
+            "wake_ups": self.wake_ups.to_json() if self.wake_ups else None,
             "decision_p50_us": round(self.decision_p50_us, 1),
             "decision_p99_us": round(self.decision_p99_us, 1),
             "overruns": self.overruns,
@@ -96,40 +102,50 @@ def run(options: GateOptions | None = None, progress: Progress = silent) -> Gate
             give_up_at = time.monotonic() + 10
             while not wait_until(_ID in link.ask("status")["gated"], give_up_at, "the striker does not gate its root"):
                 pass
-            without, within, added = _measure(free / "state.json", gated / "state.json", options.runs, progress)
+            with echo(GATE_PRIORITY) as other:
+                took = _measure(free / "state.json", gated / "state.json", other, options.runs, progress)
             status = link.ask("status")
     return GateResult(
         conditions=Conditions.since(load_before),
-        without_gate=Spread.of(without),
-        with_gate=Spread.of(within),
-        added=Spread.of(added),
+        without_gate=Spread.of(took.without),
+        with_gate=Spread.of(took.within),
+        added=Spread.of(took.added),
+        wake_ups=Spread.of(took.woken) if took.woken else None,
         decision_p50_us=status["latency_p50_us"],
         decision_p99_us=status["latency_p99_us"],
         overruns=status["overruns"],
     )
 
 
-def _measure(free: Path, gated: Path, runs: int, progress: Progress) -> tuple[list[float], list[float], list[float]]:
-    without: list[float] = []
-    within: list[float] = []
-    added: list[float] = []
+@dataclass(frozen=True, slots=True)
+class _Took:
+    without: list[float] = field(default_factory=list)
+    within: list[float] = field(default_factory=list)
+    added: list[float] = field(default_factory=list)
+    woken: list[float] = field(default_factory=list)
+
+
+def _measure(free: Path, gated: Path, other: Echo | None, runs: int, progress: Progress) -> _Took:
+    took = _Took()
     collecting = gc.isenabled()
     gc.disable()
     try:
         _opens(free, _WARM_UP)
         _opens(gated, _WARM_UP)
-        while len(within) < runs:
-            block = min(_BLOCK, runs - len(within))
+        while len(took.within) < runs:
+            block = min(_BLOCK, runs - len(took.within))
             before, after = _opens(free, block), _opens(gated, block)
             base = statistics.median(before)
-            without += before
-            within += after
-            added += [each - base for each in after]
-            progress("opening a state file", len(within), runs)
+            took.without.extend(before)
+            took.within.extend(after)
+            took.added.extend(each - base for each in after)
+            if other is not None:
+                took.woken.extend(other.round_trips_us(block))
+            progress("opening a state file", len(took.within), runs)
     finally:
         if collecting:
             gc.enable()
-    return without, within, added
+    return took
 
 
 def _opens(path: Path, count: int) -> list[float]:
@@ -148,11 +164,14 @@ def _opens(path: Path, count: int) -> list[float]:
 def rows(result: GateResult) -> list[tuple[str, str, str, str]]:
     """For a table with :data:`COLUMNS`."""
     target = f"target: at most {TARGET_P50_US:.0f} and {TARGET_P99_US:.0f} us"
-    return [
+    found = [
         _row("without the gate", result.without_gate),
         _row("under the gate", result.with_gate),
         _row(f"added ({target})", result.added),
     ]
+    if result.wake_ups is not None:
+        found.append(_row("for comparison: to wake up another CPU, and be woken up", result.wake_ups))
+    return found
 
 
 def _row(name: str, spread: Spread) -> tuple[str, str, str, str]:

@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from expedited.bench.figures import Conditions, Progress, Spread, silent
+from expedited.bench.machine import bare_strike_us
 from expedited.bench.scratch import Crowd, cgroup_version, crowd, scratch_cgroup, scratch_directory, striker
 from expedited.errors import ExpeditedError, UsageError
 from expedited.striker.link import StrikerLink
 from expedited.teardown.policy import Mode, PageCache, Policy
 from expedited.teardown.reap import Reapers
 from expedited.teardown.report import Outcome, Report
+from expedited.teardown.roster import make_room_for_descriptors
 from expedited.teardown.strike import strike
 
 __all__ = [
@@ -118,10 +120,14 @@ class Reaping:
 
 @dataclass(frozen=True, slots=True)
 class StrikeResult:
-    """What was measured; ``reaping`` is None where it was left out."""
+    """What was measured; ``reaping`` is None where it was left out.
+
+    ``calls`` is a crowd killed by the system calls alone that a strike on version 1 makes: see :func:`bare_strike_us`.
+    """
 
     conditions: Conditions
     signalling: tuple[Signalling, ...]
+    calls: Spread
     reaping: Reaping | None
 
     @property
@@ -134,6 +140,7 @@ class StrikeResult:
         return {
             "conditions": self.conditions.to_json(),
             "signalling": [way.to_json() for way in self.signalling],
+            "calls": self.calls.to_json(),
             "reaping": self.reaping.to_json() if self.reaping else None,
             "target": {"p50_us": TARGET_P50_US, "p99_us": TARGET_P99_US},
             "within_target": self.within_target,
@@ -150,14 +157,16 @@ def run(options: StrikeOptions | None = None, progress: Progress = silent) -> St
     options = options or StrikeOptions()
     _check(options)
     load_before = os.getloadavg()[0]
+    make_room_for_descriptors()
     with _undisturbed(), Reapers() as reapers:
+        by_engine, calls = _by_engine(options, reapers, progress)
         signalling = (
-            _by_engine(options, reapers, progress),
+            by_engine,
             _by_gate("gate", ("9",), options, progress),
             _by_gate("gate, after SIGTERM", ("15", "9"), options, progress),
         )
         reaping = _reaping(options, reapers, progress) if options.reap_bytes else None
-    return StrikeResult(Conditions.since(load_before), signalling, reaping)
+    return StrikeResult(Conditions.since(load_before), signalling, calls, reaping)
 
 
 def _check(options: StrikeOptions) -> None:
@@ -184,15 +193,20 @@ def _undisturbed() -> Iterator[None]:
             gc.enable()
 
 
-def _by_engine(options: StrikeOptions, reapers: Reapers, progress: Progress) -> Signalling:
-    took = []
+def _by_engine(options: StrikeOptions, reapers: Reapers, progress: Progress) -> tuple[Signalling, Spread]:
+    """By the engine alone and, run by run, by nothing but the calls."""
+    took, calls_took = [], []
     for number in range(-_WARM_UP, options.runs):
+        with scratch_cgroup() as cgroup, crowd(cgroup, options.processes) as victims:
+            calls_us = bare_strike_us(victims)
         with scratch_cgroup() as cgroup, crowd(cgroup, options.processes) as victims:
             report = strike(cgroup.found(), _POLICY, init_pid=victims.pid, reapers=reapers)
         if number >= 0:
+            calls_took.append(calls_us)
             took.append(_signalled_us(report, options.processes))
             progress(f"striking {options.processes} processes", number + 1, options.runs)
-    return Signalling("engine", cgroup_version(), options.processes, Spread.of(took))
+    by_engine = Signalling("engine", cgroup_version(), options.processes, Spread.of(took))
+    return by_engine, Spread.of(calls_took)
 
 
 def _by_gate(way: str, signals: tuple[str, ...], options: StrikeOptions, progress: Progress) -> Signalling:
@@ -284,6 +298,10 @@ def rows(result: StrikeResult) -> list[tuple[str, str, str, str]]:
         )
         for way in result.signalling
     ]
+    processes = result.signalling[0].processes
+    found.append(
+        _row(f"for comparison: 2 lists, {processes} pidfd_open, {processes} signals, and nothing else", result.calls)
+    )
     if result.reaping is not None:
         size = f"{result.reaping.bytes >> 20} MiB back"
         found.append(_row(f"{size}, plain kill", Spread.of(result.reaping.plain_kill_us)))

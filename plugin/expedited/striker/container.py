@@ -9,6 +9,7 @@ from typing import Any
 
 from expedited.errors import ExpeditedError
 from expedited.teardown.cgroup import Cgroup, CgroupGone
+from expedited.teardown.proc import read_proc
 
 __all__ = ["Container", "StateError", "open_state", "read_container"]
 
@@ -91,11 +92,7 @@ def read_container(directory: str, descriptor: int) -> Container:
 
 def _stat(pid: int) -> list[bytes]:
     """From field 3 of proc_pid_stat(5) on: [0] state, [17] number of threads, [19] start time; empty: no such process."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-            return file.read(1024).rpartition(b")")[2].split()
-    except OSError:
-        return []
+    return read_proc(pid, "stat").rpartition(b")")[2].split()
 
 
 def _read_all(descriptor: int) -> bytes:

@@ -8,7 +8,7 @@ here ends in "allow", and if this process ends, the kernel allows everything tha
 from __future__ import annotations
 
 import os
-import select
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -120,7 +120,7 @@ class Gate(Source):
             elif event.pid != self._own_pid:
                 cmdline = read_proc(event.pid, "cmdline")
                 command = parse(cmdline)
-                if command is not None and (event.pidfd < 0 or _is_alive(event.pidfd)):
+                if command is not None and (event.pidfd < 0 or _is_there(event.pidfd)):
                     counters.kills += 1
                     hold = self._holds[event.fd] = Hold(self, event, command, now, self._budget_seconds)
                     held = True
@@ -166,12 +166,16 @@ class Gate(Source):
                 self.counters.overruns += 1
 
 
-def _is_alive(pidfd: int) -> bool:
-    """Whether the opener still is who it was.
+def _is_there(pidfd: int) -> bool:
+    """Whether the opener's pid still is its own.
 
-    It is held in its open, so its pid is its own, unless it was killed there: then the pid, and with it the command
-    line, may be somebody else's by now.
+    It is held in its open, so it is, unless it was killed there and its parent has waited for it: then the pid, and with it the
+    command line, may be somebody else's by now. No signal, which is signal 0, reaches anybody but those (kill(2)).
     """
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    return not poller.poll(0)
+    try:
+        signal.pidfd_send_signal(pidfd, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # not ours to signal, and there
+    return True

@@ -6,7 +6,6 @@ import ctypes
 import gc
 import json
 import os
-import resource
 import signal
 import socket
 import sys
@@ -32,11 +31,12 @@ from expedited.striker.source import Source
 from expedited.striker.stops import Stops, wait_until_idle
 from expedited.teardown.linux import be_realtime, lock_memory, mrelease_support
 from expedited.teardown.policy import Policy
+from expedited.teardown.roster import make_room_for_descriptors
 
-__all__ = ["Options", "run"]
+__all__ = ["GATE_PRIORITY", "Options", "run"]
 
 #: SCHED_RR priority of the gate's loop: above everything else of ours but its supervisor.
-_GATE_PRIORITY = 4
+GATE_PRIORITY = 4
 #: How long a strike in progress may go on when the striker is asked to end; the gate is open by then.
 _LAST_STOPS_SECONDS = 5.0
 _STACK_BYTES = 256 << 10
@@ -77,7 +77,7 @@ def run(options: Options, heartbeat: Heartbeat, log: Log) -> int:
         return 2
     sys.setswitchinterval(_SWITCH_SECONDS)
     threading.stack_size(_STACK_BYTES)
-    _raise_descriptor_limit()
+    make_room_for_descriptors()
     # One that comes before there is a loop that it could end waits for it: the socket must not be left behind
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     path = f"{options.run_dir}/striker.sock"
@@ -158,7 +158,7 @@ def _until_told(
     signal.signal(signal.SIGTERM, lambda *_: source.stop())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     locked = _lock_memory(log)
-    realtime = be_realtime(_GATE_PRIORITY)
+    realtime = be_realtime(GATE_PRIORITY)
     heartbeat.beat()  # from the first mark on somebody may be held
     roots.scan()
     server.start(stops, roots)  # who is told that the gate is up may rely on it
@@ -217,12 +217,6 @@ def _die_with_the_supervisor(supervisor_pid: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != supervisor_pid:
         os._exit(70)  # it died before the call
-
-
-def _raise_descriptor_limit() -> None:
-    """A pidfd for each process of each container that is being torn down takes more than the usual 1,024."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _lock_memory(log: Log) -> bool:

@@ -37,6 +37,8 @@ _IDLE_SECONDS = 10.0
 # What images ask to be stopped by (STOPSIGNAL): most by SIGTERM; SIGQUIT nginx, SIGINT PostgreSQL, SIGWINCH httpd, and systemd the last
 _STOP_SIGNALS = frozenset((signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGWINCH, signal.SIGRTMIN + 3))
 
+_Identity = tuple[int, int, int]
+
 
 class Stops:
     """All stops of the node.
@@ -58,7 +60,8 @@ class Stops:
         self._publish = publish
         self._on_began = on_began
         self._log = log
-        self._known: dict[str, tuple[tuple[int, int], Container]] = {}  # directory -> state file's identity, container
+        self._known: dict[_Identity, Container] = {}  # by its state file
+        self._state_files: dict[str, _Identity] = {}  # by the container's directory
         self._graces = Graces(self.policy_of, self._is_being_struck, self._keep, log)
         self._active: set[str] = set()
         self._lock = threading.Lock()
@@ -87,7 +90,9 @@ class Stops:
 
     def on_deleted(self, directory: str) -> None:
         """The runtime has removed a container's directory."""
-        self._known.pop(directory, None)
+        state_file = self._state_files.pop(directory, None)
+        if state_file is not None:
+            self._known.pop(state_file, None)
         self._graces.forget(directory)
         self.forget(os.path.basename(directory))
 
@@ -158,10 +163,12 @@ class Stops:
 
     def _handle(self, kill: Kill) -> None:
         try:
-            directory = os.path.dirname(os.readlink(f"/proc/self/fd/{kill.descriptor}"))
+            container = self._known.get(_identity(kill.descriptor))
+            directory = container.directory if container else _directory(kill.descriptor)
             if not kill.command.ends(os.path.basename(directory)):
                 return
-            container = self._container(directory, kill.descriptor)
+            if container is None:
+                container = self._read(directory, kill.descriptor)
             if kill.command.signal != 9:
                 kill.answer()
                 if kill.command.signal in _STOP_SIGNALS:
@@ -243,20 +250,20 @@ class Stops:
         """By init's pidfd where that is held in advance: a look at its /proc/PID/stat takes 60 us of a kill's time."""
         return self._graces.holds(container.directory, container.init_pid) or container.is_running()
 
-    def _container(self, directory: str, descriptor: int) -> Container:
-        """From the state file, or from what was learnt when it was started, if the file is the same still."""
-        status = os.fstat(descriptor)
-        identity = (status.st_ino, status.st_mtime_ns)
-        known = self._known.get(directory)
-        if known is not None and known[0] == identity:
-            return known[1]
+    def _read(self, directory: str, descriptor: int) -> Container:
+        """The state file; at a kill it was learnt already when the container was started, if the file is the same still."""
+        identity = _identity(descriptor)
         container = read_container(directory, descriptor)
-        self._known[directory] = (identity, container)
+        earlier = self._state_files.get(directory)
+        if earlier is not None:
+            self._known.pop(earlier, None)
+        self._state_files[directory] = identity
+        self._known[identity] = container
         return container
 
     def _learn(self, descriptor: int) -> None:
         try:
-            self._container(os.path.dirname(os.readlink(f"/proc/self/fd/{descriptor}")), descriptor)
+            self._read(_directory(descriptor), descriptor)
         except (ExpeditedError, OSError):
             pass  # its kill, if one comes, will read the file again and say what is wrong with it
         finally:
@@ -316,6 +323,16 @@ class Stops:
                 work()
             except Exception as error:
                 self._log.error(f"a stop could not be handled: {type(error).__name__}: {error}")
+
+
+def _identity(descriptor: int) -> _Identity:
+    """What a state file that was written anew, or another container's, does not have in common with this one."""
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
+def _directory(descriptor: int) -> str:
+    return os.path.dirname(os.readlink(f"/proc/self/fd/{descriptor}"))
 
 
 def _oom_key(container: Container) -> str:

@@ -12,6 +12,7 @@ from expedited.teardown.cgroup import Cgroup, CgroupGone, TargetError
 from expedited.teardown.policy import Mode, Order, PageCache, Policy
 from expedited.teardown.reap import Reapers
 from expedited.teardown.report import Fate, Memory, Outcome, ProcessReport, Report, Step
+from expedited.teardown.roster import make_room_for_descriptors
 from expedited.teardown.strike import Strike, strike
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "Step",
     "Strike",
     "TargetError",
+    "make_room_for_descriptors",
     "strike",
 ]

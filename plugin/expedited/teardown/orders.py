@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterable
 from functools import partial
 
 from expedited.teardown.cgroup import Cgroup
@@ -88,7 +89,7 @@ class Killing:
         alone = {victim for victim in first if kill_flag and not may_share_outside(victim.pid, members)}
         init = next((victim for victim in victims if victim.pid == self._init_pid), None)
         if init is not None and init not in first:
-            self._send(init)
+            self._send_all([init])
         for victim in sorted(first, key=lambda victim: victim is not init):
             flags = self._flags | (kill_flag if victim in alone else 0)
             self._reapers.submit(partial(kill_and_reap, victim, flags))
@@ -96,12 +97,11 @@ class Killing:
                 self._until_signalled(victim)
         for victim in first:
             self._until_signalled(victim)
-        if not self._cgroup.kill():
+        if self._cgroup.kill():
             for victim in victims:
-                if not victim.signalled:
-                    self._send(victim)
-        for victim in victims:
-            victim.signalled = True
+                victim.signalled = True
+        else:
+            self._send_all(victim for victim in victims if not victim.signalled)
         return large
 
     def reap(self, large: list[Victim]) -> None:
@@ -154,8 +154,7 @@ class Killing:
         frozen = hold_still and self._cgroup.freeze()
         try:
             while newcomers:
-                for victim in newcomers:
-                    self._send(victim)
+                self._send_all(newcomers)
                 newcomers = self._roster.enrol() if frozen else []
         finally:
             self._cgroup.thaw()
@@ -182,13 +181,16 @@ class Killing:
         while not victim.signalled:
             if time.monotonic() > give_up_at:
                 # The pool is busy with another container's gigabytes: the kill must not wait for a reaper
-                self._send(victim)
+                self._send_all([victim])
             time.sleep(0)
 
-    def _send(self, victim: Victim) -> None:
-        victim.signalled = True
-        assert victim.pidfd is not None
-        try:  # suppress() would make a hundred signals a quarter slower
-            signal.pidfd_send_signal(victim.pidfd.number, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # it was quicker
+    @staticmethod
+    def _send_all(victims: Iterable[Victim]) -> None:
+        # What is looked up, called and suppressed for each makes a hundred signals half as slow again
+        send, kill = signal.pidfd_send_signal, int(signal.SIGKILL)
+        for victim in victims:
+            victim.signalled = True
+            try:
+                send(victim.pidfd.number, kill)  # type: ignore[union-attr]  # a strike has let go of nobody yet
+            except ProcessLookupError:
+                pass  # it was quicker

@@ -12,20 +12,35 @@ import errno
 import os
 import resource
 import select
+from contextlib import suppress
 
 from expedited.teardown.cgroup import Cgroup
 from expedited.teardown.report import Fate
 
-__all__ = ["MOST_AT_ONCE", "Pidfd", "Roster", "Victim"]
+__all__ = ["DESCRIPTORS", "MOST_AT_ONCE", "Pidfd", "Roster", "Victim", "make_room_for_descriptors"]
 
 #: How many pidfds one strike holds at once; a fork bomb is taken in several bites.
 MOST_AT_ONCE = 4096
+#: Room for two strikes at their largest; 64 KiB of the kernel's memory.
+DESCRIPTORS = 2 * MOST_AT_ONCE
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 # Descriptors left free for everything else that a strike, and whoever called it, opens. When there is none for the file that
 # somebody held at the gate is opening, the kernel doesn't let them through: it refuses them.
 _SPARE_DESCRIPTORS = 128
 _THREADS_LOOKED_AT = 8
+
+
+def make_room_for_descriptors() -> None:
+    """For a process that strikes, before it has threads: let it have as many descriptors as it may, and room for them.
+
+    The kernel's table of them grows under a process with threads only after an RCU grace period (fs/file.c). A strike on a hundred
+    processes was seen to wait 20 ms for that between two pidfds; a table that is large already never shrinks.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with open(os.devnull, "rb") as file, suppress(OSError):
+        os.close(os.dup2(file.fileno(), min(hard, DESCRIPTORS) - 1, inheritable=False))
 
 
 class Pidfd:
@@ -115,6 +130,7 @@ class Roster:
         self.exited: list[Victim] = []
         self._listed: frozenset[int] = frozenset()
         self._by_descriptor: dict[int, Victim] = {}
+        self._unwatched: list[Victim] = []  # whose exit nobody has had to wait for yet
         self._poller = select.poll()
 
     def __len__(self) -> int:
@@ -162,9 +178,8 @@ class Roster:
             if pid not in members:
                 continue  # moved away, or died: not ours to strike
             victim = living[pid] = Victim(pid, pidfd)
-            self._by_descriptor[pidfd.number] = victim
-            self._poller.register(pidfd.number, select.POLLIN)
             newcomers.append(victim)
+        self._unwatched += newcomers
         return newcomers
 
     def muster(self) -> list[Victim]:
@@ -194,6 +209,7 @@ class Roster:
         return victim is not None and not victim.has_exited()
 
     def _dismiss(self, victim: Victim) -> None:
+        self._watch()
         assert victim.pidfd is not None
         del self._by_descriptor[victim.pidfd.number]
         self._poller.unregister(victim.pidfd.number)
@@ -206,6 +222,7 @@ class Roster:
         Returns:
             Whether anybody exited.
         """
+        self._watch()
         dead = self._poller.poll(timeout_seconds * 1000)
         for descriptor, _ in dead:
             victim = self._by_descriptor.pop(descriptor)
@@ -214,8 +231,17 @@ class Roster:
             self.exited.append(victim)
         return bool(dead)
 
+    def _watch(self) -> None:
+        """Have the newcomers' exits waited for: not before somebody waits, as their signals don't have to wait for it."""
+        for victim in self._unwatched:
+            assert victim.pidfd is not None
+            self._by_descriptor[victim.pidfd.number] = victim
+            self._poller.register(victim.pidfd.number, select.POLLIN)
+        self._unwatched.clear()
+
     def close(self) -> None:
         """Let go of every pidfd."""
+        self._unwatched.clear()
         for victim in [*self.living.values(), *self.exited]:
             victim.pidfd = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,8 @@ def test_the_gates_benchmark_measures_both_ways():
     told = Told()
     result = gate.run(GateOptions(runs=60), told)
 
+    cpus = len(os.sched_getaffinity(0))
+    assert (result.wake_ups.count if result.wake_ups else 0) == (60 if cpus > 1 else 0)
     assert (result.without_gate.count, result.with_gate.count, result.added.count) == (60, 60, 60)
     assert result.overruns == 0
     # The gate really was asked: somebody else had to answer before an open could go on
@@ -62,8 +65,8 @@ def test_the_gates_benchmark_measures_both_ways():
     said = json.loads(json.dumps(result.to_json()))
     assert said["with_gate"].keys() == {"count", "p50_us", "p99_us", "max_us"}
     assert said.keys() == {
-        *("conditions", "without_gate", "with_gate", "added", "decision_p50_us", "decision_p99_us", "overruns"),
-        *("target", "within_target"),
+        *("conditions", "without_gate", "with_gate", "added", "wake_ups", "decision_p50_us", "decision_p99_us"),
+        *("overruns", "target", "within_target"),
     }
     assert said["conditions"].keys() == {"kernel", "cpus", "load_before", "load_after", "busy"}
     assert all(len(row) == len(gate.COLUMNS) for row in gate.rows(result))
@@ -73,7 +76,7 @@ def test_the_gates_benchmark_measures_both_ways():
 def test_the_gates_target_is_for_what_it_adds():
     def adds(p50_us: float, p99_us: float) -> GateResult:
         slow = Spread(1, 9999, 9999, 9999)
-        return GateResult(_IDLE, slow, slow, Spread(1, p50_us, p99_us, 9999), 1, 1, 0)
+        return GateResult(_IDLE, slow, slow, Spread(1, p50_us, p99_us, 9999), None, 1, 1, 0)
 
     assert adds(100, 200).within_target
     assert not adds(101, 150).within_target
@@ -89,6 +92,8 @@ def test_the_strikes_benchmark_measures_engine_gate_and_reaping():
         ("gate", 5, 2),
         ("gate, after SIGTERM", 5, 2),
     ]
+    assert result.calls.count == 2
+    assert result.calls.p50_us > 0
     assert result.reaping is not None
     assert len(result.reaping.plain_kill_us) == len(result.reaping.strike_us) == 2
     assert {what for what, done, total in told.calls if done == total} == {
@@ -98,10 +103,10 @@ def test_the_strikes_benchmark_measures_engine_gate_and_reaping():
         "a process of 32 MiB, struck and merely killed",
     }
     said = json.loads(json.dumps(result.to_json()))
-    assert said.keys() == {"conditions", "signalling", "reaping", "target", "within_target"}
+    assert said.keys() == {"conditions", "signalling", "calls", "reaping", "target", "within_target"}
     assert said["signalling"][0].keys() >= {"way", "cgroup_version", "processes", "p50_us", "p99_us"}
     assert said["reaping"].keys() == {"bytes", "plain_kill", "strike", "ratio"}
-    assert len(strike.rows(result)) == 5
+    assert len(strike.rows(result)) == 6
     assert all(len(row) == len(strike.COLUMNS) for row in strike.rows(result))
     assert _left_behind() == []
 
@@ -110,13 +115,13 @@ def test_reaping_can_be_left_out():
     result = strike.run(StrikeOptions(runs=1, processes=2, reap_bytes=0))
     assert result.reaping is None
     assert result.to_json()["reaping"] is None
-    assert len(strike.rows(result)) == 3
+    assert len(strike.rows(result)) == 4
 
 
 def test_the_strikes_target_is_for_every_way():
     def took(*p99s_us: float) -> StrikeResult:
         ways = tuple(Signalling("engine", 1, 100, Spread(1, 900, p99_us, p99_us)) for p99_us in p99s_us)
-        return StrikeResult(_IDLE, ways, None)
+        return StrikeResult(_IDLE, ways, Spread(1, 9999, 9999, 9999), None)
 
     assert took(2900, 3000).within_target
     assert not took(2900, 3001).within_target
