@@ -16,7 +16,8 @@ from expedited.teardown.linux import mrelease_support, process_mrelease
 from expedited.teardown.measure import MemoryWatch
 from expedited.teardown.policy import PageCache, Policy
 from expedited.teardown.reap import NOT_NOW, Reapers
-from expedited.teardown.report import Fate, Outcome, ProcessReport, Report, Step
+from expedited.teardown.receipt import Story, process_reports
+from expedited.teardown.report import Fate, Outcome, Report, Step
 from expedited.teardown.roster import Roster, Victim
 
 __all__ = ["reap_dying"]
@@ -75,9 +76,8 @@ class _Hunt:
         self._roster = roster
         self._watch = watch
         self._policy = policy
-        self._started = started
+        self._story = Story(started)
         self._kill_by = started + _KILL_SECONDS[roster.cgroup.version]
-        self._started_at = time.time() - (time.monotonic() - started)
         self._flags = mrelease_support().flags(keep_file=policy.page_cache is not PageCache.DROP)
         # Asked in turns by all reapers; whoever is being reaped is in nobody's turn
         self._waiting = deque((victim, victim.pidfd) for victim in victims)
@@ -96,7 +96,7 @@ class _Hunt:
                 if not self._ask_next():
                     break
             now = time.monotonic()
-            pause = _ASK_EVERY_SECONDS if now < self._started + _KEEN_SECONDS else _ASK_LATER_EVERY_SECONDS
+            pause = _ASK_EVERY_SECONDS if now < self._story.began + _KEEN_SECONDS else _ASK_LATER_EVERY_SECONDS
             time.sleep(max(pause, _PAUSE_FOR_ASKING * (now - began)))
 
     def _ask_next(self) -> bool:
@@ -123,12 +123,12 @@ class _Hunt:
 
     def wait(self) -> None:
         """Until those who were killed are gone, or nobody was."""
-        deadline = self._started + self._policy.deadline_seconds
+        deadline = self._story.began + self._policy.deadline_seconds
         while time.monotonic() < deadline:
             self._roster.wait(_LOOK_EVERY_SECONDS)
-            self._watch.sample(self._now())
+            self._watch.sample(self._story.now())
             if not self._roster.living and self._gone is None:
-                self._gone = self._now()
+                self._gone = self._story.now()
             if self._asking:
                 continue  # its fate is in the report
             if self._gone is not None or (
@@ -143,17 +143,12 @@ class _Hunt:
             since = max(self._kill_by if not self.dead else 0.0, self._last_at + _APART_SECONDS)
             return not self._waiting or time.monotonic() > since
 
-    def _now(self) -> float:
-        return time.monotonic() - self._started
-
     def report(self, cgroup: Cgroup, container_id: str) -> Report:
         """What came of it."""
-        dead = sorted(self.dead, key=lambda victim: -(victim.rss_bytes or 0))
-        back = self._watch.back_seconds
-        left = len(self._roster.living)
-        steps = [Step(self._last_at - self._started, f"{len(dead)} killed by the kernel, their memory reaped")]
+        dead, left = len(self.dead), len(self._roster.living)
+        reaped = Step(self._last_at - self._story.began, f"{dead} killed by the kernel, their memory reaped")
         if left:
-            steps.append(Step(self._now(), f"{left} more processes live on"))
+            self._story.tell(f"{left} more processes live on")
         return Report(
             container_id=container_id,
             cgroup=cgroup.path,
@@ -161,13 +156,13 @@ class _Hunt:
             mode=str(self._policy.mode),
             order="follow",
             outcome=Outcome.STRUCK,
-            reason=f"out of memory: the kernel killed {len(dead)} of {len(dead) + left} processes",
-            started_at=self._started_at,
+            reason=f"out of memory: the kernel killed {dead} of {dead + left} processes",
+            started_at=self._story.began_at,
             before=self._watch.before,
             after=self._watch.after(cgroup),
-            memory_back_seconds=back,
+            memory_back_seconds=self._watch.back_seconds,
             gone_seconds=self._gone,
-            process_count=len(dead),
-            processes=tuple(ProcessReport(each.pid, each.rss_bytes, each.fate or Fate.KILLED) for each in dead[:64]),
-            steps=tuple(steps),
+            process_count=dead,
+            processes=process_reports(self.dead, lambda victim: victim.fate or Fate.KILLED),
+            steps=(reaped, *self._story.steps),
         )

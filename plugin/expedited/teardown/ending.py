@@ -21,14 +21,14 @@ from expedited.teardown.measure import MemoryWatch
 from expedited.teardown.policy import Mode, PageCache, Policy
 from expedited.teardown.proc import read_proc
 from expedited.teardown.reap import NOT_NOW, WORTH_REAPING_BYTES
-from expedited.teardown.report import Fate, Outcome, ProcessReport, Report, Step
+from expedited.teardown.receipt import Story, process_reports
+from expedited.teardown.report import Fate, Outcome, Report, Step
 from expedited.teardown.roster import Roster, Victim
 
 __all__ = ["Ending"]
 
 _ASKED_AT_MOST = 64
 _LOOK_AT_MEMORY_EVERY_SECONDS = 1.0
-_PROCESSES_REPORTED = 64
 
 
 class Ending:
@@ -59,9 +59,8 @@ class Ending:
         self._cgroup = cgroup
         self._container_id = container_id
         self._watch = MemoryWatch(cgroup)
-        self._looked_at = self._began = time.monotonic()
-        self._began_at = time.time()
-        self._steps: list[Step] = []
+        self._story = Story()
+        self._looked_at = self._story.began
         self._dropped_bytes: int | None = None
         self._limits_are_lifted = False
         self._asked: list[Victim] = []
@@ -94,13 +93,13 @@ class Ending:
         if policy.boost:
             self._put_on_a_cpu(self._who_is_dying())
         self.roster.wait(0)
-        self._watch.sample(self._now())
+        self._watch.sample(self._story.now())
         self.dying = len(self._who_is_dying())
         if policy.page_cache is PageCache.DROP and self.dying and self._watch.settled and self._nobody_else():
             self._drop_page_cache(policy)
         if self.roster.living:
             # Who is only watched is watched to the end: what takes long is what there is to be measured
-            self.over = not self._observing and self.dying > 0 and self._now() > policy.deadline_seconds
+            self.over = not self._observing and self.dying > 0 and self._story.now() > policy.deadline_seconds
             return None
         if not self._cgroup.is_empty():
             # Somebody was started meanwhile, or was beyond what one enrolment takes
@@ -117,7 +116,7 @@ class Ending:
 
         Who is only watched is looked at less and less often, as by a strike that only observes: each look is CPU that they have not.
         """
-        since = self._now()
+        since = self._story.now()
         return 0.002 if since < 0.25 or not self._observing else 0.004 if since < 2 else 0.02
 
     def close(self) -> None:
@@ -161,10 +160,8 @@ class Ending:
         return [victim for victim in self.roster.living.values() if victim.fate is not None]
 
     def _begin(self, now: float) -> None:
-        self._began = now
-        self._began_at = time.time()
+        self._story = Story(now)
         self._watch.back_seconds = None
-        self._steps.clear()
 
     def _look_at_memory(self, now: float) -> None:
         if now - self._looked_at > _LOOK_AT_MEMORY_EVERY_SECONDS:
@@ -186,24 +183,19 @@ class Ending:
             self._limits_are_lifted = True
             self.boost.lift_limits()
         if len(self.boost.lifted) > known:
-            self._step(f"boosted: {', '.join(self.boost.lifted)}")
+            self._story.tell(f"boosted: {', '.join(self.boost.lifted)}")
 
     def _drop_page_cache(self, policy: Policy) -> None:
         # Once, as soon as nobody is left who could want it: the runtime may remove the cgroup at once then
         if policy.page_cache is PageCache.DROP and self._dropped_bytes is None:
             self._dropped_bytes = self._cgroup.drop_page_cache()
             if self._dropped_bytes:
-                self._step(f"page cache dropped: {self._dropped_bytes} bytes")
-
-    def _now(self) -> float:
-        return time.monotonic() - self._began
-
-    def _step(self, what: str) -> None:
-        self._steps.append(Step(self._now(), what))
+                self._story.tell(f"page cache dropped: {self._dropped_bytes} bytes")
 
     def _report(self, policy: Policy) -> Report:
-        self._step("gone: the cgroup is empty")
-        everybody = sorted(self.roster.exited, key=lambda victim: -(victim.rss_bytes or 0))
+        self._story.tell("gone: the cgroup is empty")
+        everybody = self.roster.exited
+        steps = self._story.steps
         reaped = sum(victim.fate is Fate.REAPED for victim in everybody)
         seen = "seen to end" if self._observing else f"seen to end: {reaped} of {len(everybody)} processes were reaped"
         return Report(
@@ -213,19 +205,16 @@ class Ending:
             mode=str(policy.mode),
             outcome=Outcome.WATCHED if self._observing else Outcome.EXITED,
             reason="ended within its grace period",
-            started_at=self._began_at,
+            started_at=self._story.began_at,
             before=self._watch.before,
             after=self._watch.after(self._cgroup),
             memory_back_seconds=self._watch.back_seconds,
-            gone_seconds=self._steps[-1].at_seconds,
+            gone_seconds=steps[-1].at_seconds,
             page_cache_dropped_bytes=self._dropped_bytes or 0,
             process_count=len(everybody),
-            processes=tuple(
-                ProcessReport(victim.pid, victim.rss_bytes, victim.fate or Fate.EXITED)
-                for victim in everybody[:_PROCESSES_REPORTED]
-            ),
+            processes=process_reports(everybody, lambda victim: victim.fate or Fate.EXITED),
             boosted=tuple(self.boost.lifted),
-            steps=(Step(0.0, seen), *self._steps),
+            steps=(Step(0.0, seen), *steps),
         )
 
 

@@ -16,7 +16,8 @@ from expedited.teardown.measure import MemoryWatch
 from expedited.teardown.orders import Killing, best_order
 from expedited.teardown.policy import Mode, Order, PageCache, Policy
 from expedited.teardown.reap import STRIKER_PRIORITY, Reapers
-from expedited.teardown.report import Fate, Outcome, ProcessReport, Report, Step
+from expedited.teardown.receipt import Story, process_reports
+from expedited.teardown.report import Fate, Outcome, Report
 from expedited.teardown.roster import Roster, Victim
 
 __all__ = ["Strike", "strike"]
@@ -25,7 +26,6 @@ __all__ = ["Strike", "strike"]
 _FOLLOW_SECONDS = 15.0
 #: Rounds of signalling after which a cgroup that still brings forth processes is held still (version 1's freezer).
 _PATIENT_SWEEPS = 3
-_PROCESSES_REPORTED = 64
 _SWEEPS_REPORTED = 16
 #: How long a report waits for its reapers to come back, and for the kernel's counters.
 _SETTLE_SECONDS = 0.05
@@ -74,12 +74,10 @@ class Strike:
         self.order = policy.order if runtime_kills else Order.LEAD
         self._init_pid = init_pid
         self._trigger = trigger
-        self._started = time.monotonic() if started is None else started
-        self._started_at = time.time() - (time.monotonic() - self._started)
+        self._story = Story(started)
         self._own_reapers: Reapers | None = None
         self._roster = Roster(cgroup) if roster is None else roster
         self._boost = boost or Boost(cgroup)
-        self._steps: list[Step] = []
         self._signalled: float | None = None
         self._answered: float | None = None
         self._dropped_bytes = 0
@@ -122,7 +120,7 @@ class Strike:
         """
         before = self._watch.before
         if before is not None:
-            self._step(f"kill seen: {before.anon_bytes} bytes anonymous, {before.file_bytes} bytes of files")
+            self._story.tell(f"kill seen: {before.anon_bytes} bytes anonymous, {before.file_bytes} bytes of files")
         self._ending = {victim for victim in self._roster.living.values() if victim.fate is not None}
         if before is not None and before.anon_bytes < self.policy.min_size_bytes and not self._ending:
             self._skipped = f"smaller than min-size ({before.anon_bytes} < {self.policy.min_size_bytes} bytes)"
@@ -132,7 +130,7 @@ class Strike:
         except TargetError as error:
             self._skipped = str(error)
             raise
-        self._step(f"{len(victims)} processes held by pidfd")
+        self._story.tell(f"{len(victims)} processes held by pidfd")
         if self._killing is None:
             return Outcome.OBSERVED
         if self.order is Order.AUTO:
@@ -143,22 +141,22 @@ class Strike:
             if self._support.available:
                 self._follow_until = give_up_at
             self._killing.follow(victims, give_up_at)
-            self._step("waiting for the runtime's own SIGKILL, to reap at once")
+            self._story.tell("waiting for the runtime's own SIGKILL, to reap at once")
         else:
             self._lead(self._killing, victims)
         return Outcome.STRUCK
 
     def answered(self) -> None:
         """The caller has let the runtime's own kill go on."""
-        self._answered = self._now()
-        self._step("the runtime's own kill was let through the gate")
+        self._answered = self._story.now()
+        self._story.tell("the runtime's own kill was let through the gate")
 
     def _lead(self, killing: Killing, victims: list[Victim]) -> None:
         large = killing.lead(victims)
-        self._signalled = self._now()
-        self._step(f"SIGKILL sent to {len(victims)} processes, {len(large)} of them being reaped")
+        self._signalled = self._story.now()
+        self._story.tell(f"SIGKILL sent to {len(victims)} processes, {len(large)} of them being reaped")
         if self.cgroup.thaw():
-            self._step("it was frozen: let go, to die")
+            self._story.tell("it was frozen: let go, to die")
         killing.reap(large)
 
     # -- the second part: until it is gone -----------------------------------------------------------------------------
@@ -192,38 +190,38 @@ class Strike:
             self._watch.close()
 
     def _until_gone(self) -> float | None:
-        deadline = self._started + self.policy.deadline_seconds
+        deadline = self._story.began + self.policy.deadline_seconds
         boosted = self._observing or not self.policy.boost
         memory_back_noted = False
         while True:
             self._roster.wait(self._pause())
-            now = self._now()
+            now = self._story.now()
             self._watch.sample(now)
             if self._watch.back_seconds is not None and not memory_back_noted:
                 memory_back_noted = True
-                self._step("memory back: 95% of the anonymous memory is free")
+                self._story.tell("memory back: 95% of the anonymous memory is free")
                 if self.policy.page_cache is PageCache.DROP and not self._observing:
                     # Now, and not when the cgroup is empty: the runtime may remove it at once then.
                     self._drop_page_cache()
             if not self._roster.living and self._nobody_left():
-                gone = self._now()
+                gone = self._story.now()
                 self._watch.sample(gone)
-                self._step("gone: the cgroup is empty")
+                self._story.tell("gone: the cgroup is empty")
                 return gone
             if not boosted or (self.policy.boost and not self._observing and self._boost_is_timed()):
                 boosted = self._boost_the_dying()
             if time.monotonic() > self._follow_until and not self._any_signalled():
-                self._step("the runtime has killed nobody")
+                self._story.tell("the runtime has killed nobody")
                 return None
             if time.monotonic() > deadline:
-                self._step("deadline")
+                self._story.tell("deadline")
                 return None
 
     def _settle(self) -> None:
         """An exit is seen before the reaper that brought it about is back from its system call, or the memory counted."""
         give_up_at = time.monotonic() + _SETTLE_SECONDS
         while time.monotonic() < give_up_at:
-            self._watch.sample(self._now())
+            self._watch.sample(self._story.now())
             if self._watch.settled and not any(victim.being_reaped for victim in self._roster.exited):
                 return
             time.sleep(0.0002)
@@ -234,7 +232,7 @@ class Strike:
         These threads are real-time: fifty containers that are watched every millisecond would keep their own runtime's
         commands off the CPU.
         """
-        elapsed = self._now()
+        elapsed = self._story.now()
         share = max(1.0, len(_waiting) / _WATCHED_CLOSELY)
         return share * (0.001 if elapsed < 0.25 else 0.004 if elapsed < 2 else 0.02)
 
@@ -256,7 +254,7 @@ class Strike:
             return False  # the kill has yet to come
         self._boost.lift_limits()
         if len(self._boost.lifted) > known:
-            self._step(f"boosted: {', '.join(self._boost.lifted)}")
+            self._story.tell(f"boosted: {', '.join(self._boost.lifted)}")
         return True
 
     def _nobody_left(self) -> bool:
@@ -277,32 +275,20 @@ class Strike:
     def _sweep(self, killing: Killing, newcomers: list[Victim]) -> None:
         self._sweeps += 1
         if self._sweeps <= _SWEEPS_REPORTED:
-            self._step(f"sweep {self._sweeps}: {len(newcomers)} more processes")
+            self._story.tell(f"sweep {self._sweeps}: {len(newcomers)} more processes")
         killing.sweep(newcomers, hold_still=self._sweeps > _PATIENT_SWEEPS)
-        self._signalled = self._now()
+        self._signalled = self._story.now()
 
     def _drop_page_cache(self) -> None:
         dropped = self.cgroup.drop_page_cache()
         if dropped:
             self._dropped_bytes += dropped
-            self._step(f"page cache dropped: {dropped} bytes")
+            self._story.tell(f"page cache dropped: {dropped} bytes")
 
     # -- the receipt ---------------------------------------------------------------------------------------------------
 
-    def _now(self) -> float:
-        return time.monotonic() - self._started
-
-    def _step(self, what: str) -> None:
-        self._steps.append(Step(self._now(), what))
-
     def _report(self, outcome: Outcome, reason: str, gone: float | None) -> Report:
         everybody = [*self._roster.living.values(), *self._roster.exited]
-        everybody.sort(key=lambda victim: -(victim.rss_bytes or 0))
-        living = set(self._roster.living)
-        processes = tuple(
-            ProcessReport(victim.pid, victim.rss_bytes, _fate(victim, victim.pid in living))
-            for victim in everybody[:_PROCESSES_REPORTED]
-        )
         back = self._watch.back_seconds if outcome is not Outcome.SKIPPED else None  # it is not the stop's doing
         return Report(
             container_id=self.container_id,
@@ -312,7 +298,7 @@ class Strike:
             order=str(self.order) if outcome in (Outcome.STRUCK, Outcome.DEADLINE) else "",
             outcome=outcome,
             reason=reason,
-            started_at=self._started_at,
+            started_at=self._story.began_at,
             before=self._watch.before,
             after=self._watch.after(self.cgroup),
             signalled_seconds=self._signalled,
@@ -322,16 +308,15 @@ class Strike:
             lead_seconds=self._answered - back if self._answered is not None and back is not None else None,
             page_cache_dropped_bytes=self._dropped_bytes,
             process_count=len(everybody),
-            processes=processes,
+            processes=process_reports(everybody, self._fate_of),
             boosted=tuple(self._boost.lifted),
-            steps=tuple(self._steps),
+            steps=self._story.steps,
         )
 
-
-def _fate(victim: Victim, living: bool) -> Fate:
-    if living:
-        return Fate.SURVIVED
-    return victim.fate or (Fate.KILLED if victim.signalled else Fate.GONE)
+    def _fate_of(self, victim: Victim) -> Fate:
+        if self._roster.living.get(victim.pid) is victim:
+            return Fate.SURVIVED
+        return victim.fate or (Fate.KILLED if victim.signalled else Fate.GONE)
 
 
 def strike(
