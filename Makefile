@@ -13,7 +13,7 @@ setup:  ## Install what is missing, and ready the checkout
 demo: setup  ## The main job on a containerd of its own (DEMO="--pairs 3 --json out.json")
 	$(RUN) expedited demo $(DEMO)
 
-test: setup  ## All tests (TEST="-k gate")
+test: setup  ## The package's tests, on real containerd (TEST="-k gate"); .ci/run has the others as well
 	$(RUN) pytest $(TEST)
 
 # Programs that are no module of the package (ruff's list is in pyproject.toml); each is typed by itself, as three of

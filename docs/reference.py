@@ -1,8 +1,13 @@
-"""mkdocs hook: the pages that are made from the code or lie beside it, so that they can't be behind it."""
+"""The pages that are made from the code or lie beside it, so that they can't be behind it.
+
+Some are committed, so that links to them hold in a checkout as well: `python docs/reference.py [DIRECTORY]` writes those (a test holds
+that they are as they would be written now). The others are made when the site is: this is mkdocs' hook, too.
+"""
 
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +15,7 @@ from typing import Any
 import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 from expedited.annotations import PREFIX, TERMS
 from expedited.cli.app import app
@@ -25,6 +31,7 @@ PROGRAMS = {"expedited": app, "kubectl expedited": kubectl_app}
 _CHECKOUT = Path(__file__).parents[1]
 _API = _CHECKOUT / "proto/v1/expedited.proto"
 _KERNEL = _CHECKOUT / "deploy/kernel/README.md"
+_MADE = "<!-- Made by `python docs/reference.py` from the code: do not edit. -->"
 _API_HEADS = {
     "service": ["| call | takes | answers | what it does |", "|---|---|---|---|"],
     "message": ["| field | type | what it is |", "|---|---|---|"],
@@ -32,11 +39,8 @@ _API_HEADS = {
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the generated pages to those that lie in docs/."""
+    """Add the pages that are made here to those that lie in docs/."""
     for name, page in (
-        ("annotations.md", annotations()),
-        ("configuration.md", configuration()),
-        ("commands.md", commands()),
         ("api.md", api()),
         ("troubleshooting.md", troubleshooting()),
         ("kernel.md", kernel()),
@@ -45,11 +49,23 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """A link into the checkout, to what has a page of its own in the site."""
+    return markdown.replace("](../deploy/kernel/README.md", "](kernel.md")
+
+
+def committed() -> dict[str, str]:
+    """The pages that lie in docs/, by their names."""
+    return {"annotations.md": annotations(), "configuration.md": configuration(), "commands.md": commands()}
+
+
 def annotations() -> str:
     """Every annotation: what it takes, its default, what it means."""
     return "\n".join(
         [
             "# Annotations of a pod",
+            "",
+            _MADE,
             "",
             f"`{PREFIX}KEY` holds for the whole pod, `{PREFIX}KEY.NAME` for its container NAME and before the former. Without either",
             "the default of the pod's namespace holds, else the node's ([configuration](configuration.md)).",
@@ -87,6 +103,8 @@ def configuration() -> str:
             "hide: [toc]",  # room for five columns
             "---",
             "# Configuration",
+            "",
+            _MADE,
             "",
             "Flags of `expedited run` go before variables, those before the file (`--config`, `EXPEDITED_CONFIG`, else",
             "/etc/expedited/config.yaml if it is there), that before the defaults. An unknown key is an error that names the",
@@ -136,6 +154,8 @@ def commands() -> str:
     """Every command of the two programs with its arguments and options."""
     lines = [
         "# Commands",
+        "",
+        _MADE,
         "",
         "Exit code 0: done; 2: the command line or the configuration is wrong; 1: it could not be done, or `doctor` found that it can't.",
         "Where an option has no default here, the [configuration](configuration.md) says what holds.",
@@ -266,3 +286,9 @@ def _written(value: Any) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+if __name__ == "__main__":
+    directory = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
+    for each, text in committed().items():
+        (directory / each).write_text(text, encoding="utf-8")

@@ -27,6 +27,7 @@ _KINDS = {
     "DaemonSet": "io.k8s.api.apps.v1.DaemonSet",
     "Namespace": "io.k8s.api.core.v1.Namespace",
     "NetworkPolicy": "io.k8s.api.networking.v1.NetworkPolicy",
+    "ResourceQuota": "io.k8s.api.core.v1.ResourceQuota",
     "ServiceAccount": "io.k8s.api.core.v1.ServiceAccount",
 }
 _REFERENCE = "#/definitions/"

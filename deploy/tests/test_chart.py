@@ -43,7 +43,7 @@ def test_every_object_is_what_this_kubernetes_release_takes(
     assert "kind: DaemonSet" in text
 
 
-@pytest.mark.parametrize("name", ["base", "observe", "patched-nodes"])
+@pytest.mark.parametrize("name", ["base", "observe", "patched-nodes", "resource-quota"])
 @pytest.mark.parametrize("release", RELEASES)
 def test_every_manifest_is_what_this_kubernetes_release_takes(
     kustomize: Callable[[str], str], name: str, release: str
@@ -108,6 +108,36 @@ def test_only_patched_nodes_by_their_label(template: Callable[..., str]) -> None
     objects = by_kind_and_name(template("patched-nodes"))
     spec = objects["DaemonSet", "expedited"]["spec"]["template"]["spec"]
     assert spec["nodeSelector"] == {"kubernetes.io/os": "linux", "expedited.io/kernel": "patched"}
+
+
+def test_nodes_that_are_no_machines_are_left_out(template: Callable[..., str]) -> None:
+    spec = by_kind_and_name(template("default"))["DaemonSet", "expedited"]["spec"]["template"]["spec"]
+    required = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    (term,) = required["nodeSelectorTerms"]  # of several, one would be enough
+    assert {(each["key"], each["operator"], *each["values"]) for each in term["matchExpressions"]} == {
+        ("eks.amazonaws.com/compute-type", "NotIn", "fargate"),
+        ("type", "NotIn", "virtual-kubelet"),
+    }
+
+
+def test_a_list_of_ones_own_takes_the_place_of_the_charts(template: Callable[..., str]) -> None:
+    given = yaml.safe_load((CHART / "ci" / "everything-values.yaml").read_text())["affinity"]
+    spec = by_kind_and_name(template("everything"))["DaemonSet", "expedited"]["spec"]["template"]["spec"]
+    assert spec["affinity"] == given
+
+
+def test_the_quota_is_for_the_class_that_the_pods_have(template: Callable[..., str]) -> None:
+    assert ("ResourceQuota", "expedited") not in by_kind_and_name(template("default"))
+    objects = by_kind_and_name(template("default", "--set", "resourceQuota.enabled=true"))
+    (scope,) = objects["ResourceQuota", "expedited"]["spec"]["scopeSelector"]["matchExpressions"]
+    pods = objects["DaemonSet", "expedited"]["spec"]["template"]["spec"]
+    assert (scope["scopeName"], scope["operator"]) == ("PriorityClass", "In")
+    assert scope["values"] == [pods["priorityClassName"]]
+
+
+def test_without_a_class_the_field_is_left_out(template: Callable[..., str]) -> None:
+    objects = by_kind_and_name(template("default", "--set", "priorityClassName="))
+    assert "priorityClassName" not in objects["DaemonSet", "expedited"]["spec"]["template"]["spec"]
 
 
 def test_no_node_ever_has_two_gates(template: Callable[..., str]) -> None:
@@ -178,23 +208,47 @@ def test_a_wrong_value_is_named_when_the_chart_is_installed(flag: str, word: str
 
 
 @pytest.mark.parametrize(
-    ("value", "needed"),
+    ("value", "needed", "without"),
     [
-        ("podMonitor.enabled", "metrics.enabled"),
-        ("prometheusRule.enabled", "metrics.enabled"),
-        ("kubernetes.nodeCondition", "kubernetes.events"),
+        ("podMonitor.enabled", "metrics.enabled", "false"),
+        ("prometheusRule.enabled", "metrics.enabled", "false"),
+        ("kubernetes.nodeCondition", "kubernetes.events", "false"),
+        ("resourceQuota.enabled", "priorityClassName", ""),
     ],
 )
-def test_what_would_have_no_effect_is_refused(value: str, needed: str) -> None:
-    flags = ("--set", f"{value}=true", "--set", f"{needed}=false")
+def test_what_would_have_no_effect_is_refused(value: str, needed: str, without: str) -> None:
+    flags = ("--set", f"{value}=true", "--set", f"{needed}={without}")
     done = run("helm", "template", "expedited", CHART, "--kube-version", "1.36", *flags, check=False)
     assert done.returncode != 0
     assert f"{value} wants {needed}" in done.stderr
 
 
+_ANY_NAME = '=~".*expedited.*"'
+
+
 def test_the_operators_rule_is_the_file_that_promtool_tests(template: Callable[..., str]) -> None:
     rule = by_kind_and_name(template("default", "--set", "prometheusRule.enabled=true"))["PrometheusRule", "expedited"]
-    assert rule["spec"] == yaml.safe_load((DEPLOY / "prometheus" / "rules.yaml").read_text())
+    text = (DEPLOY / "prometheus" / "rules.yaml").read_text()
+    for label, name in (("daemonset", "expedited"), ("job", "expedited/expedited")):
+        assert text.count(f"{label}{_ANY_NAME}") == 1
+        text = text.replace(f"{label}{_ANY_NAME}", f'{label}="{name}"')
+    assert rule["spec"] == yaml.safe_load(text)
+
+
+def test_the_operators_rule_asks_for_the_releases_own_names(tmp_path: Path) -> None:
+    """Whatever the release is called: its DaemonSet, and the job that the operator names after the PodMonitor."""
+    flags = ("--set", "prometheusRule.enabled=true,podMonitor.enabled=true", "--kube-version", "1.36")
+    text = run("helm", "template", "memory", CHART, "--namespace", "nodes", *flags).stdout
+    objects = by_kind_and_name(text)
+    monitor = objects["PodMonitor", "memory"]["metadata"]
+    rules = objects["PrometheusRule", "memory"]["spec"]
+    alerts = {each.get("alert"): each["expr"] for group in rules["groups"] for each in group["rules"]}
+    assert ("DaemonSet", "memory") in objects
+    assert 'daemonset="memory"' in alerts["ExpeditedAgentMissing"]
+    assert f'up{{job="{monitor["namespace"]}/{monitor["name"]}"}} == 0' in alerts["ExpeditedAgentNotScraped"]
+    assert _ANY_NAME not in text
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules))
+    run("promtool", "check", "rules", tmp_path / "rules.yaml")
 
 
 def test_the_schema_knows_the_words_of_a_policy() -> None:
@@ -223,6 +277,10 @@ def test_the_notes_tell_of_the_first_step(tmp_path: Path) -> None:
         command = ("helm", "template", "expedited", chart, "--kube-version", "1.36", "--namespace", "nodes", *flags)
         return str(by_kind_and_name(run(*command).stdout)["ConfigMap", "notes"]["data"]["notes"])
 
+    quota = "insufficient quota to match these scopes"
+    assert quota in render()
+    for settled in ("resourceQuota.enabled=true", "priorityClassName="):
+        assert quota not in render("--set", settled)
     striking, observing = render(), render("--values", str(CHART / "ci" / "observe-values.yaml"))
     assert "--set mode=observe" in striking
     assert "--set mode=strike" in observing

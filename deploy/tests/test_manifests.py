@@ -64,6 +64,12 @@ def test_the_pod_monitor_is_the_charts(template: Callable[..., str], kustomize: 
     assert _differences(chart, _plain(by_kind_and_name(kustomize("pod-monitor")))[key]) == []
 
 
+def test_the_resource_quota_is_the_charts(template: Callable[..., str], kustomize: Callable[[str], str]) -> None:
+    key = ("ResourceQuota", "expedited")
+    chart = _plain(by_kind_and_name(template("default", "--set", "resourceQuota.enabled=true")))[key]
+    assert _differences(chart, _plain(by_kind_and_name(kustomize("resource-quota")))[key]) == []
+
+
 def test_a_difference_would_be_found(template: Callable[..., str], kustomize: Callable[[str], str]) -> None:
     key = ("DaemonSet", "expedited")
     chart = _plain(by_kind_and_name(template("observe")))[key]

@@ -78,7 +78,7 @@ def log_stop(stop: Stop) -> None:
         "memory_back_seconds": report.memory_back_seconds,
         "gone_seconds": report.gone_seconds,
         "processes": report.process_count,
-        "lost_races": report.lost_races(),
+        "lost_races": report.lost_races,
     }
     tell = log.warning if report.outcome in _NOT_AS_WANTED else log.info
     # What was not measured, or needs no reason, is no news

@@ -38,6 +38,22 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_the_pages_in_the_checkout_are_what_the_code_makes_of_them(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, CHECKOUT / "docs/reference.py", tmp_path], check=True)
+    made = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert set(made) == {"annotations.md", "commands.md", "configuration.md"}
+    behind = [name for name, text in made.items() if (CHECKOUT / "docs" / name).read_text() != text]
+    assert behind == [], "uv run --no-sync python docs/reference.py"
+
+
+def test_every_link_in_the_checkout_leads_somewhere() -> None:
+    folders = (CHECKOUT / name for name in ("docs", "deploy", "e2e"))
+    pages = [*CHECKOUT.glob("*.md"), *(page for folder in folders for page in folder.rglob("*.md"))]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)[)#]", page.read_text())]
+    assert links
+    assert [(str(page), link) for page, link in links if not (page.parent / link).exists()] == []
+
+
 def words(site: Path, page: str) -> str:
     """What a reader sees of a page."""
     return html.unescape(re.sub(r"<[^>]+>", "", (site / page / "index.html").read_text()))

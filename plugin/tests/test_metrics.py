@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
@@ -42,6 +43,7 @@ _REPORT = Report(
     lead_seconds=None,
     page_cache_dropped_bytes=64,
     process_count=1,
+    lost_races=1,
     processes=(ProcessReport(5, 1000, Fate.LOST_RACE),),
     boosted=("rt",),
     steps=(),
@@ -241,6 +243,17 @@ def test_who_connects_and_says_nothing_takes_no_thread_and_is_let_go(metrics: Me
     for one in silent:
         assert one.recv(1) == b""
         one.close()
+
+
+def test_who_speaks_slowly_is_let_go_as_well(metrics: Metrics, address: str) -> None:
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port))) as slow:
+        with pytest.raises(OSError, match=r"reset|Broken"):  # noqa: PT012 - it is a matter of when
+            for _ in range(100):
+                slow.sendall(b"G")
+                time.sleep(0.1)
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=60) as answer:
+            assert answer.status == 200
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "203.0.113.1", "127.0.0..1", "x" * 64])

@@ -48,6 +48,8 @@ __all__ = ["Agent", "run"]
 _STATUS_SECONDS = 5.0
 #: How long the default policy waits for the annotations that may forbid what it says.
 _FIRST_LOOK_SECONDS = 10.0
+#: A grace period that is longer than this is none, as far as it is shown; nobody is asked any more then either (striker.graces).
+_STOPPING_AT_MOST_SECONDS = 3600.0
 
 _log = structlog.get_logger(__name__)
 
@@ -89,7 +91,7 @@ class Agent:
         self._nri = NriSource(
             self._inventory,
             settings.cri_namespace,
-            gate=self._gate_before_start,
+            gate=self._gate_quietly,
             started=self._container_started,
             pod_ended=self._pod_ended,
             synchronized=self._looked.set,
@@ -178,6 +180,7 @@ class Agent:
                 _log.warning("no source has told of containers yet: until one does, the default policy holds for all")
         self._looked.set()
         self._striker.tell_policies(self._inventory.policies(), default=self._settings.policy)
+        self._tell_who_leaves()  # again: whose containers nobody knew of when the API server told of them
 
     def _policies_changed(self, change: Change) -> None:
         for problem in change.problems:
@@ -211,9 +214,9 @@ class Agent:
             self._chores.do(self._pod_cache.learn(known))
 
     def _pod_ended(self, sandbox_id: str) -> None:
-        members = [known.id for known in self._inventory if known.seen.sandbox_id == sandbox_id]
-        self._striker.tell("leaving", ids=members)
-        self._chores.do(self._pod_cache.drop(sandbox_id))
+        members = [known for known in self._inventory if known.seen.sandbox_id == sandbox_id]
+        self._striker.tell("leaving", ids=[known.id for known in members])
+        self._chores.do(self._pod_cache.drop(sandbox_id, members))
 
     def _pod_leaves(self, uid: str, why: str) -> None:
         """Kubernetes knows before the kill that it will not come back: its page cache may go with it."""
@@ -221,6 +224,10 @@ class Agent:
         if members:
             self._striker.tell("leaving", ids=members)
             _log.debug("a pod goes for good", pod=uid, why=why, containers=len(members))
+
+    def _tell_who_leaves(self) -> None:
+        for uid in self._kubernetes.leaving if self._kubernetes is not None else ():
+            self._pod_leaves(uid, "known before")
 
     def _pod_cache_dropped(self, count: int) -> None:
         if self._metrics is not None:
@@ -232,8 +239,7 @@ class Agent:
         self._take_status(status)
         if self._looked.is_set():
             self._striker.tell_policies(self._inventory.policies(), default=self._settings.policy)
-        for uid in self._kubernetes.leaving if self._kubernetes is not None else ():
-            self._pod_leaves(uid, "told to another striker before")
+        self._tell_who_leaves()
         self._reports.connected()
         self._chores.do(self._reports.catch_up(float(status["started_at"]), self._listed))
 
@@ -242,12 +248,18 @@ class Agent:
             case "report":
                 self._reports.came(message["report"])
             case "stop_began":
-                self._stopping.setdefault(message["id"], time.time())
+                self._stop_began(message["id"])
                 container = self._inventory.get(message["id"])
                 sent = signal.Signals(message["signal"]).name
                 _log.debug("a stop goes on", sent=sent, container=container.label if container else message["id"])
             case "refused":
                 _log.error("the striker refused what the agent told it", why=message["why"])
+
+    def _stop_began(self, container_id: str) -> None:
+        now = time.time()
+        # One that took its SIGTERM for something else and lives on is not stopping for ever
+        self._stopping = {name: at for name, at in self._stopping.items() if now - at < _STOPPING_AT_MOST_SECONDS}
+        self._stopping.setdefault(container_id, now)
 
     def _take_report(self, report: Report, is_news: bool) -> None:
         stop = self._stop_of(report)
@@ -277,12 +289,9 @@ class Agent:
         await asyncio.sleep(_STATUS_SECONDS)
         give_back()
         while True:
-            try:
-                self._take_status(await self._striker.ask("status"))
-            except StrikerUnreachable:
-                pass  # its keeper has noticed
+            status = await self.status()
             if self._metrics is not None:
-                self._metrics.status(await self.status())
+                self._metrics.status(status)
             await asyncio.sleep(_STATUS_SECONDS)
 
     # -- the control API's backend -------------------------------------------------------------------------------------
@@ -297,6 +306,8 @@ class Agent:
 
     def _with_stop(self, known: Container) -> Container:
         since = self._stopping.get(known.id)
+        if since is not None and time.time() - since >= _STOPPING_AT_MOST_SECONDS:
+            since = None
         # One that ended within its grace was not struck, and if it was quick there is no report of it
         return known if since is None or known.seen.state is State.STOPPED else replace(known, stopping_since=since)
 
@@ -316,6 +327,8 @@ class Agent:
                 self._take_status(await keeper.ask("status"))
             except StrikerUnreachable:
                 pass  # its state says so
+        if keeper.state != "ok" and self._gate.get("gated"):
+            self._take_status({**self._gate, "gated": []})  # what it had counted holds, and nobody gates
         pids = (("agent", os.getpid()), ("striker", keeper.pid), ("supervisor", keeper.supervisor_pid))
         try:
             processes = await asyncio.to_thread(
@@ -358,6 +371,7 @@ class Agent:
         """See :meth:`Backend.close`."""
         if not self._closing.is_set():
             _log.info("the gate is closed for good: kills are only the runtime's from here on")
+        self._striker.keep = False
         self._closing.set()
         await self._gate_ended.wait()
 

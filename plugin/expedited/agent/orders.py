@@ -7,8 +7,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import structlog
+
 from expedited.agent.striker import StrikerKeeper
 from expedited.api.backend import Target
+from expedited.errors import ExpeditedError
 from expedited.inventory import Inventory, State
 from expedited.teardown.policy import Policy
 from expedited.teardown.report import Report
@@ -19,6 +22,8 @@ __all__ = ["Orders"]
 _ANSWER_SLACK_SECONDS = 5.0
 #: How long a pod's sandbox is left alone until the runtime has taken note of its containers' ends.
 _NOTED_SECONDS = 2.0
+
+_log = structlog.get_logger(__name__)
 
 
 class Orders:
@@ -38,8 +43,11 @@ class Orders:
     async def strike(self, target: Target, overrides: dict[str, Any]) -> Sequence[Report]:
         """Strike a target, with these fields of its policy changed; a report for each cgroup.
 
+        Of a pod those that can be struck are, whatever becomes of the others.
+
         Raises:
-            ExpeditedError: there is no such target, or it must not be struck, or there is no striker.
+            ExpeditedError: there is no such target, or it must not be struck, or there is no striker; of a pod: nothing of it
+                could be struck.
         """
         if target.cgroup:
             return [await self._strike_one(overrides, cgroup=target.cgroup)]
@@ -47,13 +55,31 @@ class Orders:
             return [await self._strike_one(overrides, id=self._inventory.find(target.container_id).id)]
         members = [known for known in self._inventory.by_pod(target.pod) if known.seen.state is not State.STOPPED]
         containers = [known.id for known in members if not known.sandbox]
-        reports = list(await asyncio.gather(*(self._strike_one(overrides, id=each) for each in containers)))
+        reports, refused = await self._strike_all(overrides, containers)
         # The sandbox holds the pod's namespaces: it goes when nobody is left in them. With it goes the shim that serves
         # them all, and a runtime that has not taken note of their ends until then fails the stop of the pod.
         sandboxes = [known.id for known in members if known.sandbox]
         if sandboxes:
-            await self._wait_noted(containers)
-        return reports + [await self._strike_one(overrides, id=each) for each in sandboxes]
+            await self._wait_noted([report.container_id for report in reports])
+        more, also_refused = await self._strike_all(overrides, sandboxes)
+        refused += also_refused
+        if refused and not reports and not more:
+            raise refused[0]
+        for problem in refused:
+            _log.warning("a part of a pod was not struck", pod=target.pod, why=str(problem))
+        return reports + more
+
+    async def _strike_all(
+        self, overrides: dict[str, Any], ids: Sequence[str]
+    ) -> tuple[list[Report], list[ExpeditedError]]:
+        """At once; the reports there are, and why there are no others."""
+        strikes = (self._strike_one(overrides, id=each) for each in ids)
+        said = await asyncio.gather(*strikes, return_exceptions=True)
+        for one in said:
+            if isinstance(one, BaseException) and not isinstance(one, ExpeditedError):
+                raise one
+        reports = [one for one in said if isinstance(one, Report)]
+        return reports, [one for one in said if isinstance(one, ExpeditedError)]
 
     async def _wait_noted(self, ids: Sequence[str]) -> None:
         give_up_at = time.monotonic() + _NOTED_SECONDS

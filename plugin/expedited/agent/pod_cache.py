@@ -8,16 +8,22 @@ the pod's cgroup. kubelet removes that one next; until then its cache can be giv
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import structlog
 
 from expedited.errors import ExpeditedError
 from expedited.sighting import Container
 from expedited.teardown.cgroup import Cgroup
-from expedited.teardown.policy import Mode, PageCache
+from expedited.teardown.policy import Mode, PageCache, Policy
 
 __all__ = ["PodCache"]
+
+# SCHED_RR: below the reapers (teardown.reap), as what somebody waits for comes first
+_PRIORITY = 1
 
 _log = structlog.get_logger(__name__)
 
@@ -32,24 +38,27 @@ class PodCache:
     def __init__(self, dropped: Callable[[int], None] = lambda count: None) -> None:
         self._dropped = dropped
         self._cgroups: dict[str, str] = {}
+        self._thread = ThreadPoolExecutor(1, "pod-cache")  # one: as many pods as are drained at once have their turns
 
     async def learn(self, container: Container) -> None:
         """Where its pod is: while its init lives, as nothing leads there afterwards."""
         sandbox_id, pid = container.seen.sandbox_id, container.seen.pid
         if not sandbox_id or not pid or container.sandbox or sandbox_id in self._cgroups:
             return
-        wanted = container.policy.page_cache is not PageCache.KEEP
-        if wanted and container.policy.mode in (Mode.STRIKE, Mode.COMPARE):
-            parent = await asyncio.to_thread(_parent_of, pid)
-            if parent:
-                self._cgroups[sandbox_id] = parent
+        parent = await asyncio.to_thread(_parent_of, pid)
+        if parent:
+            self._cgroups[sandbox_id] = parent
 
-    async def drop(self, sandbox_id: str) -> None:
-        """The pod has ended for good: give back what it had cached."""
+    async def drop(self, sandbox_id: str, members: Sequence[Container]) -> None:
+        """The pod has ended for good: give back what it had cached, if the policies of its containers let us.
+
+        By what they are now: a running pod may have been annotated since it was learnt.
+        """
         path = self._cgroups.pop(sandbox_id, None)
-        if path is None:
+        policies = [member.policy for member in members if not member.sandbox]
+        if path is None or not policies or not all(map(_may_drop, policies)):
             return
-        dropped = await asyncio.to_thread(_drop, path)
+        dropped = await asyncio.get_running_loop().run_in_executor(self._thread, _drop, path)
         if dropped:
             self._dropped(dropped)
             _log.info("the page cache of a pod that has gone was given back", cgroup=path, bytes=dropped)
@@ -57,6 +66,10 @@ class PodCache:
     def forget(self, sandbox_id: str) -> None:
         """The pod is off the records."""
         self._cgroups.pop(sandbox_id, None)
+
+
+def _may_drop(policy: Policy) -> bool:
+    return policy.page_cache is not PageCache.KEEP and policy.mode in (Mode.STRIKE, Mode.COMPARE)
 
 
 def _parent_of(pid: int) -> str:
@@ -71,5 +84,11 @@ def _drop(path: str) -> int:
         pod = Cgroup.find(path)
     except ExpeditedError:
         return 0  # kubelet was quicker
-    # Somebody is in it: it is no pod's of its own, or the pod is not over
-    return pod.drop_page_cache() if pod.path != "/" and pod.is_empty() else 0
+    if pod.path == "/" or not pod.is_empty():
+        return 0  # somebody is in it: it is no pod's of its own, or the pod is not over
+    with suppress(OSError):
+        if os.sched_getscheduler(0) != os.SCHED_OTHER:
+            # Version 1 does it in one call, and who computes for long without a pause may not be real-time (agent.priority)
+            policy, priority = (os.SCHED_OTHER, 0) if pod.version == 1 else (os.SCHED_RR, _PRIORITY)
+            os.sched_setscheduler(0, policy, os.sched_param(priority))
+    return pod.drop_page_cache()

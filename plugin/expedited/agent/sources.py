@@ -122,7 +122,7 @@ class NriSource(Handlers):
             sandbox_id=pod.id,
             sandbox=True,
             pid=pod.pid,
-            state=State.RUNNING,
+            state=State.RUNNING if pod.pid else State.UNKNOWN,  # one that has ended is listed, too, until it is removed
             annotations=pod.annotations,
         )
 
@@ -187,8 +187,10 @@ class ContainerdSource:
             await asyncio.sleep(_RELIST_SECONDS)
             try:
                 await self._list()
-            except ContainerdError:
-                pass  # the subscription tells of it, and lists everything when it is back
+            except ContainerdError as problem:
+                self._client.note(problem)  # of one that hangs the subscription hears nothing
+            else:
+                self._client.note()
 
     async def _list(self) -> None:
         for namespace in await self._client.namespaces():

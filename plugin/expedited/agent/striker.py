@@ -61,6 +61,7 @@ class StrikerKeeper:
 
     Attributes:
         state: ``ok``, or in a few words why not.
+        keep: Whether the striker stays when the agent ends; as the settings have it, until somebody says otherwise.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class StrikerKeeper:
         self.supervisor_pid = 0
         self.pid = 0
         self.connections = 0  #: how often there was a new link
+        self.keep = settings.keep_striker
         self._settings = settings
         self._connected = connected
         self._heard = heard
@@ -102,13 +104,13 @@ class StrikerKeeper:
                     self._not_caught(f"the striker can't be started ({getattr(problem, 'strerror', None) or problem})")
                 finally:
                     # One that ends with us has yet to tell how its last strikes went
-                    if not stop.is_set() or self._settings.keep_striker:
+                    if not stop.is_set() or self.keep:
                         self._hang_up()
                 if not stop.is_set():
                     await _either(stop.wait(), asyncio.sleep(pause))
                     pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         finally:
-            if not self._settings.keep_striker:
+            if not self.keep:
                 await self._end()
             self._hang_up()
             self._let_go_of_supervisor()
@@ -130,11 +132,13 @@ class StrikerKeeper:
 
     def tell_policies(self, policies: Mapping[str, Policy], *, default: Policy | None = None) -> None:
         """Policies by container id; with a ``default`` they are all that there are."""
-        if default is not None:
-            self.tell("policy", default=default.to_json(), containers={}, replace=True)
         items = iter(policies.items())
-        while batch := dict(itertools.islice(items, _POLICIES_A_PACKET)):
-            self.tell("policy", containers={name: policy.to_json() for name, policy in batch.items()})
+        # Together with the first of the exceptions, which are all that there are on most nodes: a default alone, for however
+        # short, would be one that they forbid
+        first: _Message = {} if default is None else {"default": default.to_json(), "replace": True}
+        while (batch := dict(itertools.islice(items, _POLICIES_A_PACKET))) or first:
+            self.tell("policy", **first, containers={name: policy.to_json() for name, policy in batch.items()})
+            first = {}
 
     async def ask(self, do: str, *, timeout_seconds: float = _ANSWER_SECONDS, **fields: Any) -> _Message:
         """Ask, and wait for the answer.

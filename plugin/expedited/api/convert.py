@@ -26,6 +26,7 @@ _SAME_IN_BOTH = (
     "started_at",
     "page_cache_dropped_bytes",
     "process_count",
+    "lost_races",
 )
 _MAY_BE_UNKNOWN = (
     "signalled_seconds",
@@ -53,7 +54,6 @@ def stop_to_pb(stop: Stop) -> pb.Stop:
         boosted=report.boosted,
         steps=[pb.Step(at_seconds=step.at_seconds, what=step.what) for step in report.steps],
         bytes_returned=report.bytes_returned,
-        lost_races=report.lost_races(),
     )
 
 

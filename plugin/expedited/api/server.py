@@ -27,7 +27,7 @@ from expedited.pb.v1 import expedited_pb2_grpc as pb_grpc
 from expedited.sighting import Container
 from expedited.teardown.policy import PageCache
 
-__all__ = ["serve_api", "serving"]
+__all__ = ["serving"]
 
 # What a strike that is under way gets before it is cut off; who watches never ends by himself, and always waits it out
 _GRACE_SECONDS = 0.2
@@ -38,16 +38,6 @@ _SWITCH = {"on": True, "off": False}
 
 _log = structlog.get_logger(__name__)
 _Context = grpc.aio.ServicerContext[Any, Any]
-
-
-async def serve_api(backend: Backend, socket_path: str, stop: asyncio.Event) -> None:
-    """Serve until ``stop`` is set.
-
-    Raises:
-        ExpeditedError: the socket can't be made, or another agent listens there.
-    """
-    async with serving(backend, socket_path):
-        await stop.wait()
 
 
 @asynccontextmanager

@@ -25,7 +25,8 @@ bench = typer.Typer(help="Measure what the gate costs and how fast a strike is, 
 app.add_typer(bench, name="bench")
 
 _Config = Annotated[
-    Path | None, typer.Option("--config", help="YAML file [default: /etc/expedited/config.yaml if it is there].")
+    Path | None,
+    typer.Option("--config", help="YAML file; if not said, /etc/expedited/config.yaml where that is there."),
 ]
 _RunDir = Annotated[str | None, typer.Option(help="Where the agent's sockets are.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -201,7 +202,7 @@ def install(
     ] = False,
     remove: Annotated[bool, typer.Option("--remove", help="Take it back, without a trace.")] = False,
     start_by: Annotated[
-        str | None, typer.Option(help="systemd, or nri: the runtime itself [default: systemd where it runs].")
+        str | None, typer.Option(help="systemd, or nri: the runtime itself; if not said, systemd where it runs.")
     ] = None,
     root: Annotated[Path, typer.Option(help="The node's root directory, to prepare an image; starts nothing.")] = Path(
         "/"

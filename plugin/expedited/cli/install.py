@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from expedited.annotations import nearest
-from expedited.errors import UsageError
+from expedited.errors import ExpeditedError, UsageError
 from expedited.install import Starter
 from expedited.install import install as put_in_place
 from expedited.install import remove as take_back
+from expedited.settings import AgentSettings
 
-__all__ = ["change_host"]
+__all__ = ["change_host", "close_gate"]
 
 
 def change_host(*, host: bool, remove: bool, start_by: str | None, root: Path) -> None:
@@ -26,8 +27,25 @@ def change_host(*, host: bool, remove: bool, start_by: str | None, root: Path) -
         if start_by:
             raise UsageError("--start-by goes with --host: --remove takes back what there is")
         take_back(root, print)
+        if root == Path("/"):
+            close_gate(AgentSettings().api_socket)
         return
     words = [starter.value for starter in Starter]
     if start_by is not None and start_by not in words:
         raise UsageError(f"--start-by takes {' or '.join(words)}, not {start_by!r}{nearest(start_by, words)}")
     put_in_place(root, Starter(start_by) if start_by else None, print)
+
+
+def close_gate(socket: str) -> None:
+    """End the gate of an agent that nobody has stopped, if there is one: its runtime has started it, and ends it."""
+    if not Path(socket).is_socket():
+        return
+    from expedited.api.client import ApiClient
+
+    try:
+        with ApiClient(socket) as agent:
+            agent.close_gate()
+    except ExpeditedError as problem:
+        print(f"an agent may run still: {problem}")
+    else:
+        print("closed the gate of an agent that runs still: it ends with the next restart of what has started it")

@@ -158,18 +158,6 @@ class ContainerdClient:
         said = await self._ask("tasks.v1.Tasks/List", tasks_pb2.ListTasksRequest(), tasks_pb2.ListTasksResponse, where)
         return [read_task(process) for process in said.tasks]
 
-    async def pids(self, container_id: str, namespace: str = "") -> list[int]:
-        """Every process of a running container, as the host numbers them.
-
-        Raises:
-            NotFoundError: it does not run.
-            ContainerdError: containerd does not answer.
-        """
-        request = tasks_pb2.ListPidsRequest(container_id=container_id)
-        where = namespace or self.namespace
-        said = await self._ask("tasks.v1.Tasks/ListPids", request, tasks_pb2.ListPidsResponse, where)
-        return [process.pid for process in said.processes]
-
     async def subscribe(self, on_connected: Callable[[], Awaitable[None]] | None = None) -> AsyncIterator[Event]:
         """Everything that happens, in all namespaces, for as long as it is iterated: a connection that breaks is renewed.
 
@@ -236,6 +224,13 @@ class ContainerdClient:
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return ContainerdError(f"containerd at {self.socket} did not answer within {_ANSWER_SECONDS:g} s")
         return ContainerdError(f"containerd at {self.socket} refused: {details} ({code.name})")
+
+    def note(self, problem: ContainerdError | None = None) -> None:
+        """Whoever asked something has an answer, or has none: the state is what was seen last."""
+        if problem is not None:
+            self._tell(str(problem), lost=True)
+        elif self.state not in ("ok", _NEVER_CONNECTED):
+            self._tell("containerd answers again")
 
     def _tell(self, what: str, *, lost: bool = False) -> None:
         """Log that the connection came or went; only when it is not so already."""

@@ -161,11 +161,6 @@ class CriClient:
         self.stop_pod(pod_id)
         _call("RemovePodSandbox", lambda: self._runtime.RemovePodSandbox(request))
 
-    def pod_ids(self) -> list[str]:
-        """Every pod that the runtime knows."""
-        answer = _call("ListPodSandbox", lambda: self._runtime.ListPodSandbox(api.ListPodSandboxRequest()))
-        return [pod.id for pod in answer.items]
-
     # -- containers ----------------------------------------------------------------------------------------------------
 
     def create_container(self, pod: Pod, spec: ContainerSpec) -> str:

@@ -115,7 +115,7 @@ class PrivateContainerd:
         """Start the daemon and wait until CRI answers.
 
         Raises:
-            ExpeditedError: it ended, or did not answer in 30 s; says what it logged last.
+            ExpeditedError: it ended, or did not answer in time; says what it logged last.
         """
         if os.geteuid() != 0:
             raise ExpeditedError("a private containerd needs root: run this with sudo")

@@ -22,6 +22,7 @@ CAP_SYS_RESOURCE = 24
 # include/linux/proc_ns.h: the inodes of the namespaces that the machine booted with
 _FIRST_USER_NAMESPACE = 0xEFFFFFFD
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC
+_FIRST_CGROUP_NAMESPACE = 0xEFFFFFFB
 
 # What runs containers, by the name that /proc/PID/comm has (15 characters)
 _RUNTIMES = ("containerd", "containerd-shim", "dockerd", "crio", "conmon", "podman")
@@ -37,8 +38,8 @@ class _Need:
     costs: str
 
 
-# Not among them: SYS_PTRACE and DAC_READ_SEARCH. Command lines, sizes and start times in /proc are everybody's to read,
-# state files come open with the event, and what else is read is root's.
+# Not among them: DAC_READ_SEARCH, as command lines, sizes and start times in /proc are everybody's to read, state files come open
+# with the event, and what else is read is root's; and SYS_PTRACE, which is wanted for process 1's namespaces alone: see there.
 _NEEDS = (
     _Need(
         CAP_SYS_ADMIN,
@@ -100,6 +101,7 @@ def look() -> Iterator[Finding]:
         )
     yield _user_namespace()
     yield _pid_namespace()
+    yield _cgroup_namespace()
 
 
 def _user_namespace() -> Finding:
@@ -129,6 +131,27 @@ def _pid_namespace() -> Finding:
         level,
         "a runtime command is held and can't be read, as its process has no number here: nothing is struck",
         "in a pod, hostPID: true",
+    )
+
+
+def _cgroup_namespace() -> Finding:
+    found, level = "the machine's own", Level.OK
+    if _inode("cgroup") != _FIRST_CGROUP_NAMESPACE:
+        ones = Path("/proc/1/ns/cgroup")
+        try:
+            ones.open("rb").close()
+            found = (
+                "process 1's" if ones.samefile("/proc/self/ns/cgroup") else "its own: the striker goes to process 1's"
+            )
+        except OSError as problem:
+            found, level = f"not the machine's, and not known whose: {ones}: {problem.strerror}", Level.DEGRADED
+    return Finding(
+        Area.PROCESS,
+        "cgroup namespace",
+        found,
+        level,
+        "in one of our own other containers' cgroups can't be found by their processes, nor our own container's id",
+        "run as root; in a pod, securityContext.capabilities.add: [SYS_PTRACE]",
     )
 
 

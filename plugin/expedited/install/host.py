@@ -30,7 +30,7 @@ class Starter(StrEnum):
 
 
 def install(root: Path, starter: Starter | None, say: Callable[[str], None], program: str = "") -> None:
-    """Put the agent in place; doing it again changes nothing.
+    """Put the agent in place; doing it again changes no file, and has a new version of the program run.
 
     Args:
         root: The node's root directory; not ``/``: an image's or a test's, where nothing is started.
@@ -54,8 +54,8 @@ def install(root: Path, starter: Starter | None, say: Callable[[str], None], pro
         changed = _put_starter(record, starter, program)
         if starter is Starter.SYSTEMD and _systemd_is_ours(root):
             _systemctl("daemon-reload")
-            _systemctl("restart" if changed else "start", "expedited.service")
-            say("started expedited.service")
+            _systemctl("restart", "expedited.service")  # its program may be a new one, of the same path
+            say("started expedited.service anew")
     except BaseException as problem:
         if fresh:
             _take_all_back(record)
@@ -66,6 +66,11 @@ def install(root: Path, starter: Starter | None, say: Callable[[str], None], pro
         restart = restart or [daemon.name for daemon in daemons(root)]
     if not (changed or restart):
         say("everything was in place already")
+        if starter is Starter.NRI:
+            for daemon in daemons(root):
+                say(
+                    f"a new version of the program runs once {daemon.name} is restarted: systemctl restart {daemon.name}"
+                )
     for name in restart:
         say(f"restart {name} for this to take effect (its containers go on): systemctl restart {name}")
 

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import sys
+from typing import Any
+
+from expedited.program import run_program
 
 __all__ = ["main"]
 
 
 def main() -> None:
-    """The program ``kubectl-expedited``: one line and an exit code for every error, never a traceback."""
-    from expedited.errors import ExpeditedError
+    """The program ``kubectl-expedited``."""
+    run_program("kubectl expedited", _load)
 
-    try:
-        from expedited.kubectl.app import app
 
-        app(prog_name="kubectl expedited")
-    except ExpeditedError as error:
-        print(f"kubectl expedited: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)  # what a shell makes of a SIGINT
-    except BrokenPipeError:
-        # Whoever read us has seen enough (`| head`); what is still buffered goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+def _load() -> Any:
+    from expedited.kubectl.app import app
+
+    return app

@@ -40,7 +40,7 @@ _Node = Annotated[str, typer.Option("--node", help="Only this node's agent.")]
 _Out = Annotated[_Output, typer.Option("--output", "-o", parser=_output, metavar="table|json", help="How to print.")]
 _Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="The pods' namespace.")]
 _AgentsIn = Annotated[
-    str, typer.Option("--agent-namespace", help="Where the agents are [default: found by their label].")
+    str, typer.Option("--agent-namespace", help="Where the agents are; if not said, they are found by their label.")
 ]
 _Context = Annotated[str, typer.Option("--context", help="Of the kubeconfig.")]
 _Kubeconfig = Annotated[str, typer.Option("--kubeconfig", help="File to use.")]

@@ -49,7 +49,7 @@ class Metrics:
         if report.gone_seconds is not None:
             self._gone.labels(outcome).observe(report.gone_seconds)
         self._returned.labels(outcome).inc(report.bytes_returned)
-        self._lost_races.inc(report.lost_races())
+        self._lost_races.inc(report.lost_races)
         self._dropped.labels("container").inc(report.page_cache_dropped_bytes)
         for lever in report.boosted:
             self._boosts.labels(lever).inc()

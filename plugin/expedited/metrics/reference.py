@@ -15,7 +15,14 @@ The agent answers Prometheus at `metrics-address` (`127.0.0.1:9788`, or the pod'
 `/metrics`. No label has the name of a pod or container: one node makes at most {series} series. Events on the pod and
 `kubectl expedited stops` tell of single stops.
 
-`deploy/prometheus/rules.yaml` has recording rules and alerts, `deploy/grafana/expedited.json` a dashboard.
+With the Prometheus operator: `podMonitor.enabled=true` and `prometheusRule.enabled=true` (Helm), each with the labels that the operator
+selects by (`podMonitor.labels.release=prometheus`, say); by kustomize deploy/manifests/pod-monitor. Without it: a scrape job for pods,
+called `expedited`, at the container port `metrics` (9788), with `__meta_kubernetes_pod_node_name` as `instance`; a job that goes by pods'
+annotations has them by `podAnnotations` (`prometheus.io/scrape: "true"`, `prometheus.io/port: "9788"`). The agent listens at the pod's
+address alone, so `kubectl port-forward` is refused; `kubectl get --raw /api/v1/namespaces/expedited/pods/POD:9788/proxy/metrics` shows them.
+
+`deploy/prometheus/rules.yaml` has recording rules and alerts, `deploy/grafana/expedited.json` a dashboard. The alert
+ExpeditedAgentMissing needs kube-state-metrics, ExpeditedAgentNotScraped a job that has `expedited` in its name.
 
 Events have the reasons `MemoryReturned` and `MemoryReturnSlow`: `kubectl get events -A --field-selector reason=MemoryReturned`. With
 `kubernetes.nodeCondition` (Helm) a node where kills can't be caught has the condition `MemoryReturnUnavailable`.

@@ -6,8 +6,10 @@ a few thousand times would take the agent's memory and descriptors, and with the
 
 from __future__ import annotations
 
+import io
 import socket
 import threading
+import time
 from collections.abc import Callable
 from socketserver import TCPServer
 from typing import Any
@@ -17,12 +19,34 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 __all__ = ["serve"]
 
-#: How long somebody may take to say what they want, or to take the answer.
+#: How long somebody may take to say what they want, and to take the answer, all in all.
 _PATIENCE_SECONDS = 2.0
+
+
+class _Request(io.RawIOBase):
+    """What somebody says within their time: the socket's own time-out begins anew with each byte."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._until = time.monotonic() + _PATIENCE_SECONDS
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
+        return self._connection.recv_into(buffer)
 
 
 class _Handler(WSGIRequestHandler):
     timeout = _PATIENCE_SECONDS
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile = io.BufferedReader(_Request(self.connection))
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
         pass

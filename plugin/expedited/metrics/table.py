@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import product
 from math import prod
 
 from expedited.striker.latency import BOUNDS_SECONDS
@@ -16,8 +17,8 @@ from expedited.teardown.report import Outcome
 
 __all__ = ["TABLE", "Kind", "Label", "Metric", "named"]
 
-# From a strike on an idle node to a throttled container's own way out
-_STOP_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+# From a strike on an idle node to a starved container's own way out
+_STOP_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 
 class Kind(StrEnum):
@@ -88,7 +89,8 @@ TABLE: tuple[Metric, ...] = (
         "Stops that the agent saw, by what it was to do, what came of it, and what announced the kill.",
         (_MODE, _OUTCOME, _TRIGGER),
         seen_from_start=(
-            *(("strike", outcome, "gate:kill") for outcome in ("struck", "skipped", "deadline", "failed")),
+            *(("strike", outcome, "gate:kill") for outcome in ("struck", "skipped")),
+            *product(("strike", "compare"), ("deadline", "failed"), ("gate:kill", "observer:kill")),
             ("strike", "exited", "grace"),
         ),
     ),

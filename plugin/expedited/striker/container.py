@@ -11,7 +11,7 @@ from expedited.errors import ExpeditedError
 from expedited.teardown.cgroup import Cgroup, CgroupGone
 from expedited.teardown.proc import read_proc
 
-__all__ = ["Container", "StateError", "open_state", "read_container"]
+__all__ = ["Container", "InitGone", "StateError", "directory_of_state", "open_state", "read_container"]
 
 _STATE_FILES = ("state.json", "status")  # runc's and youki's; crun's
 #: The largest state file that is read: runc's has some 20 KB, more with many mounts.
@@ -20,6 +20,10 @@ _STATE_AT_MOST = 4 << 20
 
 class StateError(ExpeditedError):
     """A runtime's state file does not say which process and cgroup the container is."""
+
+
+class InitGone(CgroupGone):
+    """A container has ended already, and its runtime says only by its init which cgroup it had (crun)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,12 @@ class Container:
         return fields[0] not in (b"Z", b"X") or int(fields[17]) > 1
 
 
+def directory_of_state(descriptor: int) -> str:
+    """The directory of an open state file; empty if it is another file."""
+    directory, _, name = os.readlink(f"/proc/self/fd/{descriptor}").rpartition("/")
+    return directory if name.removesuffix(" (deleted)") in _STATE_FILES else ""
+
+
 def open_state(directory: str) -> int | None:
     """A descriptor of the state file in a container's directory; None where there is none, or it is gone.
 
@@ -69,7 +79,8 @@ def read_container(directory: str, descriptor: int) -> Container:
 
     Raises:
         StateError: the file is no runtime's state.
-        CgroupGone: the container's cgroup is not there any more.
+        InitGone: it has ended.
+        CgroupGone: it is in no cgroup of its own, or that is not there any more.
     """
     try:
         state: dict[str, Any] = json.loads(_read_all(descriptor))
@@ -82,12 +93,23 @@ def read_container(directory: str, descriptor: int) -> Container:
     paths = state.get("cgroup_paths")
     if isinstance(paths, dict):
         return Container(directory, init_pid, init_start, Cgroup.from_runtime(paths))
-    container = Container(directory, init_pid, init_start, Cgroup.of_process(init_pid))
-    # crun does not say which cgroup: it is that of a process, and the number may be somebody else's by now
+    container = Container(directory, init_pid, init_start, _cgroup_by_init(directory, init_pid, state))
     fields = _stat(init_pid)
-    if not fields or int(fields[19]) != init_start:
-        raise CgroupGone(f"{directory}: its init, process {init_pid}, has exited")
+    if not fields or int(fields[19]) != init_start:  # asked after that: the number may be somebody else's by now
+        raise InitGone(f"{directory}: its init, process {init_pid}, has exited")
     return container
+
+
+def _cgroup_by_init(directory: str, pid: int, state: dict[str, Any]) -> Cgroup:
+    """The cgroup that crun has on record, if init is in it or below, where an init like systemd has gone; else init's own."""
+    try:
+        own = Cgroup.of_process(pid)
+        recorded = str(state.get("cgroup-path") or "").rstrip("/")
+        return Cgroup.find(recorded) if recorded and own.path.startswith(f"{recorded}/") else own
+    except CgroupGone:
+        if os.path.isdir(f"/proc/{pid}"):
+            raise
+        raise InitGone(f"{directory}: its init, process {pid}, has exited") from None
 
 
 def _stat(pid: int) -> list[bytes]:

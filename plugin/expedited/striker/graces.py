@@ -93,7 +93,7 @@ class Graces:
             return
         with self._changed:
             earlier = self._held.get(container.directory)
-            if earlier is not None and earlier.ending.helps and not earlier.ending.over:
+            if earlier is not None and not earlier.ending.over and (earlier.ending.helps or earlier.in_turn):
                 earlier.since = time.monotonic()
                 if not earlier.in_turn and earlier not in self._turns:
                     self._turns.append(earlier)

@@ -16,6 +16,8 @@ from expedited.errors import ExpeditedError
 from expedited.striker.container import Container, open_state, read_container
 from expedited.striker.roots import Roots
 from expedited.teardown.cgroup import Cgroup
+from expedited.teardown.linux import be_realtime
+from expedited.teardown.reap import STRIKER_PRIORITY
 
 __all__ = ["OomWatch"]
 
@@ -42,6 +44,7 @@ class OomWatch:
         threading.Thread(target=self._run, name="oom", daemon=True).start()
 
     def _run(self) -> None:
+        be_realtime(STRIKER_PRIORITY)  # not the gate's, whose loop has started it
         while True:
             self._follow()
             end = time.monotonic() + _LOOK_SECONDS
@@ -106,7 +109,11 @@ class _Bell:
         if self._version == 2:
             self.events = select.POLLPRI
             self.descriptor = os.open(f"{self.directory}/memory.events", os.O_RDONLY | os.O_CLOEXEC)
-            self._kills = self._count()
+            try:
+                self._kills = self._count()
+            except OSError:  # ENODEV: removed meanwhile
+                os.close(self.descriptor)
+                raise
             return
         self.events = select.POLLIN
         control = os.open(f"{self.directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)

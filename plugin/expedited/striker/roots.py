@@ -23,7 +23,6 @@ from expedited.striker.fanotify import (
     INotify,
     mark_binary,
     mark_directory,
-    unmark_directory,
 )
 
 __all__ = ["Roots", "own_container_ids"]
@@ -75,7 +74,7 @@ class Roots:
         self.binaries: set[str] = set()
         self._group = group
         self._patterns = tuple(pattern.rstrip("/") for pattern in patterns)
-        self._spared = set(spared)
+        self._spared = spared
         self._hold_executions = hold_executions and group is not None
         self._marked: dict[str, str] = {}  # container's directory -> its id
         self._parents: dict[int, str] = {}  # inotify watch -> directory of containers
@@ -155,22 +154,6 @@ class Roots:
             for parent in set(self._parents.values()):
                 found = self._mark(f"{parent}/{container_id}") or found
             return found
-
-    def spare(self, container_ids: Iterable[str]) -> None:
-        """Never gate these (again): the agent's own pod."""
-        with self._lock:
-            self._spared.update(container_ids)
-            for directory, container_id in list(self._marked.items()):
-                if container_id in self._spared:
-                    del self._marked[directory]
-                    if self._group is not None:
-                        unmark_directory(self._group, directory)
-
-    def hold(self, binary: str) -> None:
-        """Hold whoever executes this file, too: a runtime binary that was seen at work."""
-        if self._hold_executions and binary not in self.binaries:
-            with self._lock:
-                self._hold(binary)
 
     # -- with the lock held --------------------------------------------------------------------------------------------
 

@@ -18,7 +18,9 @@ from expedited.striker.log import Log
 from expedited.striker.roots import Roots
 from expedited.striker.stops import Stops
 from expedited.teardown.cgroup import Cgroup
+from expedited.teardown.linux import be_realtime
 from expedited.teardown.policy import Policy
+from expedited.teardown.reap import STRIKER_PRIORITY
 from expedited.teardown.report import Report
 
 __all__ = ["Server", "listen"]
@@ -85,6 +87,7 @@ class Server:
     # -- the thread ----------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        be_realtime(STRIKER_PRIORITY)  # not the gate's, whose loop has started it
         while True:
             # poll, not select: a strike of a thousand processes takes descriptors beyond select's 1,024
             poller = select.poll()
@@ -151,10 +154,6 @@ class Server:
 
     def _do_leaving(self, connection: socket.socket, message: dict[str, Any]) -> None:
         self._stops().leaving.update(message["ids"])
-
-    def _do_spare(self, connection: socket.socket, message: dict[str, Any]) -> None:
-        if self.roots is not None:
-            self.roots.spare(message["ids"])
 
     def _do_watch(self, connection: socket.socket, message: dict[str, Any]) -> dict[str, Any]:
         marked = self.roots is not None and self.roots.ensure(message["id"])

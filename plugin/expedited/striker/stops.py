@@ -16,7 +16,7 @@ from dataclasses import replace
 from queue import Empty, SimpleQueue
 
 from expedited.errors import ExpeditedError
-from expedited.striker.container import Container, read_container
+from expedited.striker.container import Container, InitGone, directory_of_state, read_container
 from expedited.striker.graces import Graces
 from expedited.striker.log import Log
 from expedited.striker.source import Kill
@@ -25,6 +25,7 @@ from expedited.teardown.dying import reap_dying
 from expedited.teardown.linux import be_realtime
 from expedited.teardown.policy import Mode, Order, PageCache, Policy
 from expedited.teardown.reap import STRIKER_PRIORITY, Reapers
+from expedited.teardown.receipt import Story
 from expedited.teardown.report import Outcome, Report
 from expedited.teardown.strike import Strike
 
@@ -34,8 +35,14 @@ _REPORTS_KEPT = 256
 _WORKERS_AT_MOST = 64
 _WORKERS_KEPT = 2
 _IDLE_SECONDS = 10.0
+#: How long a kill that is only observed is followed, whatever a strike's deadline is; unless there are as many stops at once, each
+#: of which has a worker.
+_OBSERVED_SECONDS = 900.0
+_OBSERVED_AT_LENGTH = _WORKERS_AT_MOST // 2
 # What images ask to be stopped by (STOPSIGNAL): most by SIGTERM; SIGQUIT nginx, SIGINT PostgreSQL, SIGWINCH httpd, and systemd the last
 _STOP_SIGNALS = frozenset((signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGWINCH, signal.SIGRTMIN + 3))
+
+_OBSERVED = "observed:"
 
 _Identity = tuple[int, int, int]
 
@@ -112,6 +119,12 @@ class Stops:
         """Stops in progress."""
         return len(self._active)
 
+    @property
+    def striking(self) -> int:
+        """Those of them that are more than looked at."""
+        with self._lock:
+            return sum(not key.startswith(_OBSERVED) for key in self._active)
+
     def policy_of(self, container_id: str) -> Policy:
         """What may be done to it, with page cache AUTO decided: drop only for a pod that goes for good."""
         policy = self.policies.get(container_id, self.default)
@@ -162,11 +175,12 @@ class Stops:
     # -- in a worker ---------------------------------------------------------------------------------------------------
 
     def _handle(self, kill: Kill) -> None:
+        container, directory = None, ""
         try:
             container = self._known.get(_identity(kill.descriptor))
-            directory = container.directory if container else _directory(kill.descriptor)
-            if not kill.command.ends(os.path.basename(directory)):
-                return
+            directory = container.directory if container else directory_of_state(kill.descriptor)
+            if not directory or not kill.command.ends(os.path.basename(directory)):
+                return  # crun's `delete` opens another file of the directory, too
             if container is None:
                 container = self._read(directory, kill.descriptor)
             if kill.command.signal != 9:
@@ -176,10 +190,29 @@ class Stops:
                     self._prepare(container)
                 return
             self._stop(kill, container)
+        except InitGone:
+            pass  # the runtime clears up after one that has ended
         except ExpeditedError as error:
-            self._log.warning(f"a kill was let through unstruck: {error}")
+            kill.release()
+            if kill.command.signal == 9:
+                self._failed(kill, os.path.basename(directory), container, error)
         finally:
             kill.release()
+
+    def _failed(self, kill: Kill, container_id: str, container: Container | None, error: ExpeditedError) -> None:
+        """What can't be struck is let through, and told of like any other stop."""
+        mode = self.policy_of(container_id).mode
+        if mode is not Mode.OFF:
+            report = Report(
+                container_id=container_id,
+                cgroup=container.cgroup.path if container else "",
+                trigger=_trigger(kill),
+                mode=str(mode),
+                outcome=Outcome.FAILED,
+                reason=str(error),
+                started_at=Story(kill.seen).began_at,
+            )
+            self._keep(report)
 
     def _stop(self, kill: Kill, container: Container) -> None:
         policy = self.policy_of(container.id)
@@ -189,7 +222,12 @@ class Stops:
         policy = policy.for_container(container.id)
         if not kill.held:
             policy = replace(policy, order=Order.FOLLOW)  # the runtime's own signal is on its way already
-        if not self._begin(container.directory):
+        if policy.mode is Mode.OBSERVE and self.active < _OBSERVED_AT_LENGTH:
+            # What takes longer than any strike is just what there is to be measured
+            policy = replace(policy, deadline_seconds=max(policy.deadline_seconds, _OBSERVED_SECONDS))
+        # Who only observes is in nobody's way, for however long
+        key = _observed_key(container) if policy.mode is Mode.OBSERVE else container.directory
+        if not self._begin(key):
             return
         try:
             # Who only observes has no use for who is held, and is not to be waited for
@@ -200,7 +238,7 @@ class Stops:
                 policy,
                 init_pid=container.init_pid,
                 container_id=container.id,
-                trigger=f"{'gate' if kill.held else 'observer'}:{kill.command.verb}",
+                trigger=_trigger(kill),
                 runtime_kills=True,
                 started=kill.seen,
                 reapers=self._reapers,
@@ -215,17 +253,22 @@ class Stops:
                 if kill.held:
                     one.answered()
                 self._on_began(container.id, signal.SIGKILL)
+            except BaseException:
+                kill.release()  # before all else: nobody waits at the gate for a strike that failed
+                raise
             finally:
                 report = one.finish()
             self._keep(replace(report, mode=str(mode)) if mode is not Mode.STRIKE else report)
         finally:
-            self._end(container.directory)
+            self._end(key)
 
     def _out_of_memory(self, container: Container, seen: float) -> None:
         policy = self.policy_of(container.id)
+        if policy.for_container(container.id).mode in (Mode.OFF, Mode.OBSERVE):
+            return
         # A key of its own: the runtime's kill, if it comes meanwhile, is another stop
         key = _oom_key(container)
-        if policy.mode in (Mode.OFF, Mode.OBSERVE) or not self._begin(key):
+        if not self._begin(key):
             return
         try:
             report = reap_dying(container.cgroup, policy, container_id=container.id, started=seen)
@@ -243,7 +286,7 @@ class Stops:
             self.on_deleted(container.directory)  # it was quicker than we, and nobody would let go of them
 
     def _is_being_struck(self, container: Container) -> bool:
-        keys = (container.directory, _oom_key(container), container.cgroup.procs_dir)
+        keys = (container.directory, _observed_key(container), _oom_key(container), container.cgroup.procs_dir)
         return any(key in self._active for key in keys)
 
     def _is_running(self, container: Container) -> bool:
@@ -251,7 +294,7 @@ class Stops:
         return self._graces.holds(container.directory, container.init_pid) or container.is_running()
 
     def _read(self, directory: str, descriptor: int) -> Container:
-        """The state file; at a kill it was learnt already when the container was started, if the file is the same still."""
+        """Learn a container by its state file, in place of what was learnt of it before."""
         identity = _identity(descriptor)
         container = read_container(directory, descriptor)
         earlier = self._state_files.get(directory)
@@ -263,7 +306,11 @@ class Stops:
 
     def _learn(self, descriptor: int) -> None:
         try:
-            self._read(_directory(descriptor), descriptor)
+            directory = directory_of_state(descriptor)
+            if directory:
+                self._read(directory, descriptor)
+                if not os.path.isdir(directory):
+                    self.on_deleted(directory)  # it was quicker than we, and nobody would let go of it
         except (ExpeditedError, OSError):
             pass  # its kill, if one comes, will read the file again and say what is wrong with it
         finally:
@@ -275,8 +322,9 @@ class Stops:
             report = replace(report, number=self.number)
             self.reports.append(report)
             heard = self._publish(report)
-        if not heard and report.outcome is not Outcome.SKIPPED:
-            self._log.info(_line(report))  # the agent tells of it, where there is one
+        if not heard and report.outcome is not Outcome.SKIPPED:  # the agent tells of it, where there is one
+            tell = self._log.warning if report.outcome is Outcome.FAILED else self._log.info
+            tell(_line(report))
         return report
 
     def _begin(self, key: str) -> bool:
@@ -331,8 +379,12 @@ def _identity(descriptor: int) -> _Identity:
     return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
-def _directory(descriptor: int) -> str:
-    return os.path.dirname(os.readlink(f"/proc/self/fd/{descriptor}"))
+def _observed_key(container: Container) -> str:
+    return f"{_OBSERVED}{container.directory}"
+
+
+def _trigger(kill: Kill) -> str:
+    return f"{'gate' if kill.held else 'observer'}:{kill.command.verb}"
 
 
 def _oom_key(container: Container) -> str:
@@ -343,6 +395,8 @@ def _line(report: Report) -> str:
     back = "?" if report.memory_back_seconds is None else f"{report.memory_back_seconds * 1000:.0f} ms"
     gone = "not gone" if report.gone_seconds is None else f"gone after {report.gone_seconds * 1000:.0f} ms"
     name = report.container_id or report.cgroup
+    if report.outcome is Outcome.FAILED:
+        return f"{name} was left to its runtime's own kill: {report.reason}; {report.trigger}"
     order = f" ({report.order})" if report.order else ""
     return (
         f"{name} {report.outcome}{order}: {report.bytes_returned >> 20} MiB back after {back}, {gone}; {report.trigger}"
@@ -350,7 +404,7 @@ def _line(report: Report) -> str:
 
 
 def wait_until_idle(stops: Stops, seconds: float) -> None:
-    """Let the stops in progress end, for at most that long."""
+    """Let the strikes in progress end, for at most that long."""
     give_up_at = time.monotonic() + seconds
-    while stops.active and time.monotonic() < give_up_at:
+    while stops.striking and time.monotonic() < give_up_at:
         time.sleep(0.02)

@@ -96,7 +96,7 @@ _budgets = _Budgets()
 
 
 class Boost:
-    """The boost of one strike. Only ever for a process that has its SIGKILL."""
+    """The boost of one strike. Only ever for a process that runs no code of its own any more: it has its SIGKILL, or exits."""
 
     def __init__(self, cgroup: Cgroup) -> None:
         self._cgroup = cgroup

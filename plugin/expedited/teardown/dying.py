@@ -163,6 +163,7 @@ class _Hunt:
             memory_back_seconds=self._watch.back_seconds,
             gone_seconds=self._gone,
             process_count=dead,
+            lost_races=sum(victim.fate is Fate.LOST_RACE for victim in self.dead),
             processes=process_reports(self.dead, lambda victim: victim.fate or Fate.KILLED),
             steps=(reaped, *self._story.steps),
         )

@@ -182,6 +182,7 @@ class Killing:
             if time.monotonic() > give_up_at:
                 # The pool is busy with another container's gigabytes: the kill must not wait for a reaper
                 self._send_all([victim])
+                return
             time.sleep(0)
 
     @staticmethod
@@ -194,3 +195,5 @@ class Killing:
                 send(victim.pidfd.number, kill)  # type: ignore[union-attr]  # a strike has let go of nobody yet
             except ProcessLookupError:
                 pass  # it was quicker
+            except PermissionError:
+                victim.signalled = False  # of another user, and without CAP_KILL: the runtime's own signal is to come

@@ -58,6 +58,9 @@ def _signal(victim: Victim, pidfd: int) -> None:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     except ProcessLookupError:
         pass  # it was quicker
+    except PermissionError:
+        victim.signalled = False
+        raise
 
 
 def reap(victim: Victim, flags: int = 0, *, give_up_at: float | None = None) -> Fate | None:

@@ -78,6 +78,7 @@ class Report:
         gone_seconds: When the cgroup was empty; None if it was not by the deadline.
         lead_seconds: How long before the runtime's own SIGKILL could come the memory was back (negative: after).
         processes: The largest first, at most 64 of them; ``process_count`` says how many there were.
+        lost_races: How many of them all let go of their memory before it could be reaped.
         boosted: What was lifted for the dying: ``rt``, ``rt-bandwidth``, ``weight``, ``quota``, ``cpuset``.
         steps: The stop's story, in time order.
     """
@@ -100,6 +101,7 @@ class Report:
     lead_seconds: float | None = None
     page_cache_dropped_bytes: int = 0
     process_count: int = 0
+    lost_races: int = 0
     processes: tuple[ProcessReport, ...] = ()
     boosted: tuple[str, ...] = ()
     steps: tuple[Step, ...] = ()
@@ -110,10 +112,6 @@ class Report:
         if self.before is None:
             return 0
         return max(0, self.before.anon_bytes - (self.after.anon_bytes if self.after else 0))
-
-    def lost_races(self) -> int:
-        """How many processes let go of their memory before it could be reaped."""
-        return sum(process.fate is Fate.LOST_RACE for process in self.processes)
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, as :func:`json.dumps` takes them."""

@@ -33,8 +33,9 @@ _SETTLE_SECONDS = 0.05
 #: How many strikes at once may look as often as they like.
 _WATCHED_CLOSELY = 4
 
-# The strikes of this process that wait for their container to be gone
-_waiting: list[Strike] = []
+# Those of this process that wait for their container to be gone: strikes, and those who only observe
+_striking: list[Strike] = []
+_observing: list[Strike] = []
 
 
 class Strike:
@@ -73,6 +74,7 @@ class Strike:
         self.container_id = container_id
         self.order = policy.order if runtime_kills else Order.LEAD
         self._init_pid = init_pid
+        self._runtime_kills = runtime_kills
         self._trigger = trigger
         self._story = Story(started)
         self._own_reapers: Reapers | None = None
@@ -116,7 +118,8 @@ class Strike:
             :meth:`finish` must be called, and gives the report.
 
         Raises:
-            TargetError: it is the root, or holds this process or pid 1; nothing was touched.
+            TargetError: it is the root, or holds this process or pid 1, or nobody in it may be signalled from here; nothing was
+                touched.
         """
         before = self._watch.before
         if before is not None:
@@ -136,14 +139,19 @@ class Strike:
         if self.order is Order.AUTO:
             living = [victim for victim in victims if victim not in self._ending]
             self.order = best_order(living, self._init_pid, self._support)
+        if self.order is Order.LEAD and not self._lead(self._killing, victims):
+            why = "its processes are not ours to signal: CAP_KILL is missing"
+            if not self._runtime_kills:
+                self._skipped = why
+                raise TargetError(f"cgroup {self.cgroup.path}: {why}; see `expedited doctor`")
+            self._story.tell(why)
+            self.order = Order.FOLLOW
         if self.order is Order.FOLLOW:
             give_up_at = time.monotonic() + min(_FOLLOW_SECONDS, self.policy.deadline_seconds)
             if self._support.available:
                 self._follow_until = give_up_at
             self._killing.follow(victims, give_up_at)
             self._story.tell("waiting for the runtime's own SIGKILL, to reap at once")
-        else:
-            self._lead(self._killing, victims)
         return Outcome.STRUCK
 
     def answered(self) -> None:
@@ -151,19 +159,24 @@ class Strike:
         self._answered = self._story.now()
         self._story.tell("the runtime's own kill was let through the gate")
 
-    def _lead(self, killing: Killing, victims: list[Victim]) -> None:
+    def _lead(self, killing: Killing, victims: list[Victim]) -> bool:
+        """False where nobody of them could be signalled."""
         large = killing.lead(victims)
+        if victims and not any(victim.signalled for victim in victims):
+            return False
         self._signalled = self._story.now()
         self._story.tell(f"SIGKILL sent to {len(victims)} processes, {len(large)} of them being reaped")
         if self.cgroup.thaw():
             self._story.tell("it was frozen: let go, to die")
         killing.reap(large)
+        return True
 
     # -- the second part: until it is gone -----------------------------------------------------------------------------
 
     def finish(self) -> Report:
         """Wait until the container is gone, doing what helps; never raises for what a dying container does."""
-        _waiting.append(self)
+        alike = _observing if self._observing else _striking
+        alike.append(self)
         try:
             if self._skipped:
                 return self._report(Outcome.SKIPPED, self._skipped, None)
@@ -182,7 +195,7 @@ class Strike:
             self._settle()
             return self._report(outcome, reason, gone)
         finally:
-            _waiting.remove(self)
+            alike.remove(self)
             self._boost.end()
             if self._own_reapers is not None:
                 self._own_reapers.close()
@@ -233,7 +246,9 @@ class Strike:
         commands off the CPU.
         """
         elapsed = self._story.now()
-        share = max(1.0, len(_waiting) / _WATCHED_CLOSELY)
+        # Who strikes does not wait for those who look on, who may do so for minutes
+        all_alike = len(_striking) + (len(_observing) if self._observing else 0)
+        share = max(1.0, all_alike / _WATCHED_CLOSELY)
         return share * (0.001 if elapsed < 0.25 else 0.004 if elapsed < 2 else 0.02)
 
     def _any_signalled(self) -> bool:
@@ -264,9 +279,8 @@ class Strike:
         self._roster.close_exited()
         newcomers = self._roster.enrol()
         if self._killing is None or self.order is Order.FOLLOW:
-            # The runtime's kill, and the kernel, take these: an exiting init takes its pid namespace along.
-            for victim in newcomers:
-                victim.signalled = self.order is Order.FOLLOW and self._any_signalled()
+            # The runtime's kill, and the kernel, take these: an exiting init takes its pid namespace along. Where there is none
+            # they may live on, so they are not boosted.
             return False
         if newcomers:
             self._sweep(self._killing, newcomers)
@@ -308,6 +322,7 @@ class Strike:
             lead_seconds=self._answered - back if self._answered is not None and back is not None else None,
             page_cache_dropped_bytes=self._dropped_bytes,
             process_count=len(everybody),
+            lost_races=sum(victim.fate is Fate.LOST_RACE for victim in everybody),
             processes=process_reports(everybody, self._fate_of),
             boosted=tuple(self._boost.lifted),
             steps=self._story.steps,

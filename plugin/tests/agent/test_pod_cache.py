@@ -93,11 +93,11 @@ def cached_bytes(pod: Any) -> int:
     return memory.file_bytes
 
 
-async def end_container(pod: Any, file: Path, cache: PodCache, known: Callable[[int], Container]) -> None:
+async def end_container(pod: Any, file: Path, cache: PodCache) -> None:
     """A container of the pod lives, is learnt, and goes: its cache moves up to the pod."""
     main = pod.child("main")
     with reader_in(main, file) as pid:
-        await cache.learn(known(pid))
+        await cache.learn(container(pid))
     for directory in main.directories.values():
         directory.rmdir()
     assert cached_bytes(pod) >= FILE_BYTES // 2
@@ -105,10 +105,10 @@ async def end_container(pod: Any, file: Path, cache: PodCache, known: Callable[[
 
 async def test_the_cache_of_a_pod_that_has_gone_is_given_back(pod: Any, cache_file: Path) -> None:
     cache = PodCache()
-    await end_container(pod, cache_file, cache, container)
+    await end_container(pod, cache_file, cache)
     before = cached_bytes(pod)
 
-    await cache.drop("s1")
+    await cache.drop("s1", [container(0)])
 
     give_up_at = time.monotonic() + 30
     while cached_bytes(pod) >= before // 10:  # the counter may lag
@@ -117,36 +117,43 @@ async def test_the_cache_of_a_pod_that_has_gone_is_given_back(pod: Any, cache_fi
 
 
 @pytest.mark.parametrize(
-    "policy",
-    [Policy(page_cache=PageCache.KEEP), Policy(mode=Mode.OBSERVE), Policy(mode=Mode.OFF)],
-    ids=["keep", "observe", "off"],
+    "policies",
+    [
+        [Policy(page_cache=PageCache.KEEP)],
+        [Policy(mode=Mode.OBSERVE)],
+        [Policy(mode=Mode.OFF)],
+        [Policy(), Policy(page_cache=PageCache.KEEP)],
+        [],
+    ],
+    ids=["keep", "observe", "off", "one of them keeps", "nobody is known any more"],
 )
-async def test_a_policy_that_says_so_keeps_it(pod: Any, cache_file: Path, policy: Policy) -> None:
+async def test_policies_that_say_so_keep_it(pod: Any, cache_file: Path, policies: list[Policy]) -> None:
+    """As they are in the end: a running pod may be annotated."""
     cache = PodCache()
-    await end_container(pod, cache_file, cache, lambda pid: container(pid, policy))
+    await end_container(pod, cache_file, cache)
     before = cached_bytes(pod)
 
-    await cache.drop("s1")
+    await cache.drop("s1", [container(0, policy) for policy in policies])
 
     assert cached_bytes(pod) >= before // 2
 
 
 async def test_a_pod_in_which_somebody_lives_is_left_alone(pod: Any, cache_file: Path) -> None:
     cache = PodCache()
-    await end_container(pod, cache_file, cache, container)
+    await end_container(pod, cache_file, cache)
     before = cached_bytes(pod)
     with sleeper_in(pod):
-        await cache.drop("s1")
+        await cache.drop("s1", [container(0)])
         assert cached_bytes(pod) >= before // 2
 
 
 async def test_what_was_forgotten_or_never_learnt_is_left_alone(pod: Any, cache_file: Path) -> None:
     cache = PodCache()
-    await end_container(pod, cache_file, cache, container)
+    await end_container(pod, cache_file, cache)
     before = cached_bytes(pod)
     cache.forget("s1")
-    await cache.drop("s1")
-    await cache.drop("s2")
+    await cache.drop("s1", [container(0)])
+    await cache.drop("s2", [container(0)])
     assert cached_bytes(pod) >= before // 2
 
 

@@ -61,6 +61,7 @@ def _make_stop(number: int = 1, **changes: Any) -> Stop:
         "lead_seconds": -0.5,
         "page_cache_dropped_bytes": 77,
         "process_count": 2,
+        "lost_races": 1,
         "processes": (ProcessReport(5, 8 << 30, Fate.REAPED), ProcessReport(6, None, Fate.LOST_RACE)),
         "boosted": ("rt", "quota"),
         "steps": (Step(0.0, "kill seen"), Step(0.001, "2 signalled")),

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from expedited.api.client import ApiClient
-from expedited.api.server import serve_api
+from expedited.api.server import serving
 from expedited.errors import ExpeditedError, UsageError
 from expedited.pb.v1 import expedited_pb2 as pb
 from expedited.stop import Stop
@@ -96,10 +96,8 @@ def test_a_path_too_long_for_a_socket_is_one_line(run_dir: Path, start_agent: Ca
 
 async def test_the_api_is_served_until_it_is_told_to_stop(agent: Any, run_dir: Path) -> None:
     path = run_dir / "other" / "own.sock"
-    stop = asyncio.Event()
-    serving = asyncio.ensure_future(serve_api(agent.backend, str(path), stop))
-    asyncio.get_running_loop().call_soon(stop.set)
-    await serving
+    async with serving(agent.backend, str(path)):
+        assert await asyncio.to_thread(path.exists)
     assert not await asyncio.to_thread(path.exists)
 
 

@@ -42,6 +42,19 @@ def test_a_capability_that_is_missing_is_named_and_so_is_what_it_takes_away(
     assert said.exit_code == 0
 
 
+def test_a_cgroup_namespace_of_our_own_is_named_where_process_1s_is_not_to_be_had(examined_under: Callable) -> None:
+    said = examined_under("unshare", "--cgroup", "setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace")
+    assert said.level("cgroup namespace") == "degraded"
+    assert "SYS_PTRACE" in said.findings["cgroup namespace"]["remedy"]
+    assert said.works
+
+
+def test_a_cgroup_namespace_that_process_1_has_as_well_is_the_nodes(examined_under: Callable) -> None:
+    said = examined_under("unshare", "--cgroup", "--pid", "--fork", "--mount-proc", "--kill-child")
+    assert said.level("cgroup namespace") == "ok"
+    assert said.findings["cgroup namespace"]["found"] == "process 1's"
+
+
 @pytest.mark.parametrize(
     ("number", "name"),
     [

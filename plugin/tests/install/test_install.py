@@ -102,6 +102,14 @@ def test_again_changes_nothing(node: Node, starter: Starter) -> None:
     assert node.remove() == ["nothing is installed"]
 
 
+def test_again_a_runtime_that_starts_it_has_yet_to_be_restarted(with_containerd: Node) -> None:
+    with_containerd.install(Starter.NRI)
+    assert with_containerd.install(Starter.NRI)[-2:] == [
+        "everything was in place already",
+        "a new version of the program runs once containerd is restarted: systemctl restart containerd",
+    ]
+
+
 def test_each_thing_is_said(node: Node) -> None:
     unit, wanted = (
         "/etc/systemd/system/expedited.service",

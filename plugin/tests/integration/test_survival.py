@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from expedited.cli.install import close_gate
 from expedited.demo.cri import Pod
 from expedited.demo.daemon import PrivateContainerd
 from expedited.teardown.hierarchies import hierarchies
@@ -190,6 +193,33 @@ def test_sigterm_ends_both_but_for_a_striker_that_is_to_be_kept(
     agent.close()
     assert not any(alive(pid) for pid in taken_over.values())
     assert not list(agent.run_dir.glob("*.sock"))
+
+
+def test_who_closes_the_gate_means_the_striker_that_is_to_be_kept_as_well(
+    start: StartAgent, alive: Callable[[int], bool]
+) -> None:
+    keeping = start("--keep-striker")
+    pids = keeping.pids()
+    assert keeping.cli("close").returncode == 0
+    assert not alive(pids["striker"])
+    assert not alive(pids["supervisor"])
+    status = json.loads(keeping.cli("status", "--json").stdout)
+    assert (status["striker"], status["gated"]) == ("closed", 0)
+    keeping.close()
+
+
+def test_an_agent_that_nobody_has_stopped_is_not_left_with_an_open_end(
+    start: StartAgent, alive: Callable[[int], bool], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`expedited install --remove`, where a runtime has started it."""
+    agent = start()
+    pids = agent.pids()
+    close_gate(str(agent.socket))
+    assert "it ends with the next restart of what has started it" in capsys.readouterr().out
+    assert [alive(pids[each]) for each in ("agent", "striker", "supervisor")] == [True, False, False]
+    agent.close()
+    close_gate(str(agent.socket))
+    assert capsys.readouterr().out == ""
 
 
 def test_the_last_strike_of_an_agent_that_is_told_to_end_is_reported(

@@ -403,6 +403,15 @@ def test_a_node_that_hangs_is_not_waited_for_longer_than_was_said(api: Any, kube
     assert "node-2" in answer.stdout
 
 
+@pytest.mark.parametrize("words", [("stops", "--node"), ("status", "--outpu"), ("stops", "-o", "yaml")])
+def test_wrong_words_end_in_one_line(kubectl: Command, words: tuple[str, ...]) -> None:
+    answer = kubectl(*words)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert answer.stderr.startswith("kubectl expedited: ")
+    assert answer.stderr.count("\n") == 1
+    assert "--help`" in answer.stderr
+
+
 def test_help_speaks_of_kubectl(kubectl: Command) -> None:
     assert "Usage: kubectl expedited" in kubectl("--help").stdout
 

@@ -77,7 +77,7 @@ def test_what_crun_keeps_is_understood(node: Any, striker: Any, scratch_cgroup: 
         # On a hybrid host a process of this test run is in version 1's cgroups of it: ours, so nothing may be struck
         striker.wait_gated("c1")
         node.run("kill", "c1", "9", file="status", idle=True)
-        assert striker.reports() == []
+        assert striker.report_of("c1").outcome is Outcome.FAILED
         return
     striker.wait_gated("c1")
     node.run("kill", "c1", "9", file="status", idle=True)
@@ -175,19 +175,19 @@ def test_a_kill_of_another_container_is_not_this_ones(node: Any, striker: Any, s
     assert alive(process.pid)
 
 
-def test_a_garbled_state_file_is_one_line_and_let_through(node: Any, striker: Any, until: Any) -> None:
+def test_a_garbled_state_file_is_let_through_and_told_of(node: Any, striker: Any) -> None:
     contents = ["", "{", "[]", "null", '{"init_process_pid": "x"}', "\0\1\2", '{"cgroup_paths": 3}', "[" * 10000]
     for number, content in enumerate(contents):
         node.state(f"garbled-{number}", content)
     striker.wait_gated(*(f"garbled-{number}" for number in range(len(contents))))
     for number in range(len(contents)):
-        before = striker.log.count("\n")
         node.run("kill", f"garbled-{number}", "9", idle=True)
-        until(lambda before=before: striker.log.count("\n") > before, "no line")
+        report = striker.report_of(f"garbled-{number}")
+        assert (report.outcome, report.cgroup) == (Outcome.FAILED, "")
+        assert "names no init process" in report.reason
     time.sleep(1.2)  # whoever listens for OOM kills has looked at them, too
-    lines = striker.log.splitlines()
-    assert len(lines) == len(contents), lines
-    assert striker.reports() == []
+    assert [report.number for report in striker.reports()] == list(range(1, len(contents) + 1))
+    assert striker.log == ""  # whoever hears the reports tells of them
     assert striker.status()["restarts"] == 0
 
 
@@ -210,10 +210,72 @@ def test_a_cgroup_that_is_no_containers_is_refused(
     node.state("c1", state)
     striker.wait_gated("c1")
     node.run("kill", "c1", "9", idle=True)
-    striker.status()
-    assert striker.log.count("\n") == 1
-    assert "unstruck" in striker.log
+    report = striker.report_of("c1")
+    assert (report.outcome, report.trigger, report.mode) == (Outcome.FAILED, "gate:kill", "strike")
+    assert "nothing was done" in report.reason or "nothing that may be struck" in report.reason
+    assert striker.log == ""  # whoever hears the report tells of it
     assert alive(process.pid)
+
+
+def test_a_failed_stop_that_nobody_hears_of_is_in_the_log(
+    node: Any, striker: Any, scratch_cgroup: Any, until: Any
+) -> None:
+    node.container("c1", scratch_cgroup, "--bytes", "8M")
+    node.state("c1", {"id": "c1"})
+    striker.wait_gated("c1")
+    striker.link.close()
+    node.run("kill", "c1", "9", idle=True)
+    until(lambda: striker.log, "nothing was said")
+    assert striker.log.count("\n") == 1
+    assert "c1 was left to its runtime's own kill: " in striker.log
+
+
+@pytest.mark.parametrize("ended", ["gone", "somebody else's"])
+def test_one_that_has_ended_is_no_stop_that_failed(node: Any, striker: Any, scratch_cgroup: Any, ended: str) -> None:
+    """crun does not say which cgroup it had."""
+    process = node.container("c1", scratch_cgroup, "--bytes", "8M", crun=True)
+    if ended == "gone":
+        process.kill()
+        process.wait()
+    else:
+        node.state("c1", {"pid": process.pid, "process-start-time": 1}, name="status")
+    striker.wait_gated("c1")
+    assert node.run("delete", "--force", "c1", idle=True, file="status") == 0
+    striker.status()
+    assert (striker.reports(), striker.log) == ([], "")
+
+
+def test_the_other_file_that_crun_opens_is_no_second_stop(node: Any, striker: Any, scratch_cgroup: Any) -> None:
+    """The container's configuration, beside its status."""
+    node.container("c1", scratch_cgroup, "--bytes", "8M", "--children", "1", crun=True)
+    node.state("c1", {"ociVersion": "1.0"}, name="config.json")
+    striker.wait_gated("c1")
+    assert node.run("delete", "--force", "c1", idle=True, file="config.json") == 0
+    assert node.run("start", "c1", file="config.json") == 0
+    striker.status()
+    assert (striker.reports(), striker.log) == ([], "")
+
+
+def test_what_crun_has_on_record_goes_before_where_init_has_gone(node: Any, striker: Any, make_cgroup_v1: Any) -> None:
+    """An init like systemd moves itself into a cgroup below."""
+    whole = make_cgroup_v1()
+    init = node.container("c1", whole.child("init.scope"), "--bytes", "8M", crun=True)
+    other = node.container("other", whole.child("service"), "--bytes", "8M", crun=True)
+    status = json.loads((node.namespace / "c1" / "status").read_text())
+    node.state("c1", {**status, "cgroup-path": whole.path}, name="status")
+    striker.wait_gated("c1")
+    node.run("kill", "c1", "9", idle=True, file="status")
+    assert (striker.report_of("c1").cgroup, other.wait(30), init.wait(30)) == (whole.path, -9, -9)
+
+
+def test_a_record_of_crun_that_init_is_not_in_is_not_gone_by(node: Any, striker: Any, make_cgroup_v1: Any) -> None:
+    mine, anothers = make_cgroup_v1(), make_cgroup_v1()
+    node.container("c1", mine, "--bytes", "8M", "--children", "1", crun=True)
+    status = json.loads((node.namespace / "c1" / "status").read_text())
+    node.state("c1", {**status, "cgroup-path": anothers.path}, name="status")
+    striker.wait_gated("c1")
+    node.run("kill", "c1", "9", idle=True, file="status")
+    assert striker.report_of("c1").cgroup == mine.path
 
 
 def test_a_decision_over_its_budget_is_answered_by_the_loop(node: Any, make_striker: Any, scratch_cgroup: Any) -> None:
@@ -244,6 +306,31 @@ def test_many_at_once(node: Any, striker: Any, scratch_cgroup: Any) -> None:
         assert report["outcome"] == "struck", report
         waiting.discard(report["container_id"])
     assert scratch_cgroup.pids() == set()
+
+
+def test_what_is_observed_is_measured_to_its_end(node: Any, striker: Any, scratch_cgroup: Any) -> None:
+    """The deadline is a strike's: a kill that takes longer is just what whoever only observes wants to know of."""
+    striker.policy(mode="observe", deadline_seconds=0.05)
+    process = node.container("c1", scratch_cgroup, "--bytes", "8M")
+    striker.wait_gated("c1")
+    node.run("kill", "c1", "9", idle=True)
+    time.sleep(0.3)
+    process.kill()
+    report = striker.report_of("c1")
+    assert (report.outcome, report.reason) == (Outcome.OBSERVED, "")
+    assert report.gone_seconds is not None
+    assert report.gone_seconds > 0.05
+
+
+def test_who_is_observed_may_be_struck_meanwhile(node: Any, striker: Any, scratch_cgroup: Any) -> None:
+    striker.policy(mode="observe")
+    process = node.container("c1", scratch_cgroup, "--bytes", "8M")
+    striker.wait_gated("c1")
+    node.run("kill", "c1", "9", idle=True)
+    striker.link.send("strike", id="c1")
+    assert process.wait(30) == -signal.SIGKILL
+    outcomes = {striker.said("report")["report"]["outcome"] for _ in range(3)}  # one of them is the answer
+    assert outcomes == {"struck", "observed"}
 
 
 def test_observe_lets_the_runtime_kill_and_measures_it(node: Any, striker: Any, scratch_cgroup: Any) -> None:
@@ -393,16 +480,6 @@ def test_a_gate_in_a_container_of_its_own_never_gates_that(
         assert state_of(gate) == "T"  # it was not held: the gate stands still yet
         os.kill(gate, signal.SIGCONT)
         striker.status()
-
-
-def test_whom_the_agent_spares_is_gated_no_more(node: Any, striker: Any) -> None:
-    node.state("agent", {})
-    striker.wait_gated("agent")
-    striker.link.send("spare", ids=["agent"])
-    assert "agent" not in striker.status()["gated"]
-    before = striker.status()["events"]
-    node.run("kill", "agent", "9", idle=True)
-    assert striker.status()["events"] == before
 
 
 def test_the_time_until_the_answer_is_kept(node: Any, striker: Any) -> None:

@@ -93,7 +93,7 @@ def test_who_obeys_is_helped_and_signalled_by_nobody(
     (victim,) = report.processes
     assert victim.pid == process.pid
     assert victim.fate in (Fate.REAPED, Fate.EXITED)
-    assert report.lost_races() == 0
+    assert report.lost_races == 0
 
 
 def test_who_does_not_obey_is_not_harmed_and_is_struck_in_the_end(

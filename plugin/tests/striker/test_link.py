@@ -41,7 +41,7 @@ MALFORMED = [
     b'{"do": "policy", "containers": {"c1": {"deadline_seconds": null}}}',
     b'{"do": "forget"}',
     b'{"do": "leaving", "ids": [[]]}',
-    b'{"do": "spare", "ids": 5}',
+    b'{"do": "leaving", "ids": 5}',
     b'{"do": "watch", "id": 5}',
     b'{"do": "strike"}',
     b'{"do": "strike", "id": "no-such-container"}',

@@ -7,6 +7,8 @@ import importlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -91,6 +93,41 @@ def test_observe_gives_up_at_the_deadline(scratch_cgroup: Any, hog: Any, alive: 
     assert (report.outcome, report.reason) == (Outcome.OBSERVED, "still running at the deadline")
     assert (report.gone_seconds, [one.fate for one in report.processes]) == (None, [Fate.SURVIVED])
     assert alive(process.pid)
+
+
+_WITHOUT_CAP_KILL = """
+import sys
+from expedited.teardown import Cgroup, Order, Policy, Strike
+one = Strike(Cgroup.find(sys.argv[1]), Policy(order=Order.LEAD, min_size_bytes=0), runtime_kills=sys.argv[2] == "runtime")
+try:
+    one.signal()
+    print("waits", flush=True)
+except Exception as error:
+    print(error, flush=True)
+report = one.finish()
+print(report.outcome, report.order, report.signalled_seconds, sep="|")
+"""
+
+
+@pytest.mark.parametrize("who", ["runtime", "command"])
+def test_who_is_not_ours_to_signal_is_followed(make_cgroup_v1: Any, launch: Any, alive: Any, who: str) -> None:
+    """Without CAP_KILL, of another user, and with no cgroup.kill."""
+    scratch = make_cgroup_v1()
+    another = ("setpriv", "--reuid=65534", "--clear-groups", "sh", "-c", "echo READY; exec sleep 1000")
+    process = launch(*another, cgroup=scratch)
+    command = ["setpriv", "--bounding-set=-kill", sys.executable, "-c", _WITHOUT_CAP_KILL, scratch.path, who]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as strikes:
+        assert strikes.stdout is not None
+        said = strikes.stdout.readline()
+        assert alive(process.pid)
+        if who == "runtime":
+            assert said == "waits\n"
+            process.kill()
+            assert strikes.stdout.readline() == "struck|follow|None\n"
+        else:
+            assert "CAP_KILL is missing; see `expedited doctor`" in said
+            assert strikes.stdout.readline() == "skipped||None\n"
+    assert strikes.returncode == 0
 
 
 def follow(scratch: Any, pid: int, runtime: Runtime | None = None, **policy: Any) -> Report:

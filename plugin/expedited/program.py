@@ -1,0 +1,41 @@
+"""A program of ours, as its caller sees it: one line and an exit code for every error, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["run_program"]
+
+
+def run_program(name: str, load: Callable[[], Any]) -> None:
+    """Run a typer application, and end this process.
+
+    Args:
+        name: As it is called, and says of itself.
+        load: Gives the application; only here, as to load it takes longer than to press Ctrl-C.
+    """
+    from expedited.errors import ExpeditedError
+
+    try:
+        from typer import TyperException
+
+        sys.exit(load()(prog_name=name, standalone_mode=False))
+    except KeyboardInterrupt:  # before the others, which name what may not have been loaded yet
+        sys.exit(130)  # what a shell makes of a SIGINT
+    except TyperException as error:
+        # Of the command line itself: an option that there is not, a value that is none. typer would draw a box
+        message = " ".join(str(getattr(error, "format_message", error.__str__)()).split())
+        if message:  # else it was called with no arguments, and has shown its help
+            where = getattr(getattr(error, "ctx", None), "command_path", name)
+            print(f"{name}: {message.rstrip('.')}; see `{where} --help`", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 2))
+    except ExpeditedError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # Whoever read us has seen enough (`| head`); what is still buffered goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
