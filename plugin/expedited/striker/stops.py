@@ -13,18 +13,18 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from queue import Empty, SimpleQueue
 
 from expedited.errors import ExpeditedError
-from expedited.striker.container import Container, InitGone, directory_of_state, read_container
+from expedited.striker.container import Container, InitGone, directory_of_state
 from expedited.striker.graces import Graces
+from expedited.striker.known import Known
 from expedited.striker.log import Log
 from expedited.striker.source import Kill
+from expedited.striker.workers import AT_MOST, Workers
 from expedited.teardown.cgroup import Cgroup, TargetError
 from expedited.teardown.dying import reap_dying
-from expedited.teardown.linux import be_realtime
 from expedited.teardown.policy import Mode, Order, PageCache, Policy
-from expedited.teardown.reap import STRIKER_PRIORITY, Reapers
+from expedited.teardown.reap import Reapers
 from expedited.teardown.receipt import Story
 from expedited.teardown.report import Outcome, Report
 from expedited.teardown.strike import Strike
@@ -32,19 +32,14 @@ from expedited.teardown.strike import Strike
 __all__ = ["Stops"]
 
 _REPORTS_KEPT = 256
-_WORKERS_AT_MOST = 64
-_WORKERS_KEPT = 2
-_IDLE_SECONDS = 10.0
 #: How long a kill that is only observed is followed, whatever a strike's deadline is; unless there are as many stops at once, each
 #: of which has a worker.
 _OBSERVED_SECONDS = 900.0
-_OBSERVED_AT_LENGTH = _WORKERS_AT_MOST // 2
+_OBSERVED_AT_LENGTH = AT_MOST // 2
 # What images ask to be stopped by (STOPSIGNAL): most by SIGTERM; SIGQUIT nginx, SIGINT PostgreSQL, SIGWINCH httpd, and systemd the last
 _STOP_SIGNALS = frozenset((signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGWINCH, signal.SIGRTMIN + 3))
 
 _OBSERVED = "observed:"
-
-_Identity = tuple[int, int, int]
 
 
 class Stops:
@@ -67,18 +62,13 @@ class Stops:
         self._publish = publish
         self._on_began = on_began
         self._log = log
-        self._known: dict[_Identity, Container] = {}  # by its state file
-        self._state_files: dict[str, _Identity] = {}  # by the container's directory
+        self._known = Known()
         self._graces = Graces(self.policy_of, self._is_being_struck, self._keep, log)
         self._active: set[str] = set()
         self._lock = threading.Lock()
         self._order = threading.Lock()  # reports are told in the order of their numbers
-        self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._workers = 0
-        self._idle = 0
         self._reapers = Reapers()
-        for _ in range(_WORKERS_KEPT):
-            self._hire()
+        self._workers = Workers(log, self._at_ease)
 
     # -- called by the source's loop: must return at once ----------------------------------------------------------------
 
@@ -97,9 +87,7 @@ class Stops:
 
     def on_deleted(self, directory: str) -> None:
         """The runtime has removed a container's directory."""
-        state_file = self._state_files.pop(directory, None)
-        if state_file is not None:
-            self._known.pop(state_file, None)
+        self._known.forget(directory)
         self._graces.forget(directory)
         self.forget(os.path.basename(directory))
 
@@ -109,10 +97,8 @@ class Stops:
         self.leaving.discard(container_id)
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Have a worker do it; one more is made when all are busy, up to a limit."""
-        self._work.put(work)
-        if self._idle <= self._work.qsize() and self._workers < _WORKERS_AT_MOST:
-            self._hire()
+        """Have a worker do it."""
+        self._workers.submit(work)
 
     @property
     def active(self) -> int:
@@ -177,12 +163,12 @@ class Stops:
     def _handle(self, kill: Kill) -> None:
         container, directory = None, ""
         try:
-            container = self._known.get(_identity(kill.descriptor))
+            container = self._known.find(kill.descriptor)
             directory = container.directory if container else directory_of_state(kill.descriptor)
             if not directory or not kill.command.ends(os.path.basename(directory)):
                 return  # crun's `delete` opens another file of the directory, too
             if container is None:
-                container = self._read(directory, kill.descriptor)
+                container = self._known.learn(directory, kill.descriptor)
             if kill.command.signal != 9:
                 kill.answer()
                 if kill.command.signal in _STOP_SIGNALS:
@@ -192,14 +178,15 @@ class Stops:
             self._stop(kill, container)
         except InitGone:
             pass  # the runtime clears up after one that has ended
-        except ExpeditedError as error:
+        except (ExpeditedError, OSError) as error:
             kill.release()
             if kill.command.signal == 9:
-                self._failed(kill, os.path.basename(directory), container, error)
+                why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+                self._failed(kill, os.path.basename(directory), container, why)
         finally:
             kill.release()
 
-    def _failed(self, kill: Kill, container_id: str, container: Container | None, error: ExpeditedError) -> None:
+    def _failed(self, kill: Kill, container_id: str, container: Container | None, why: str) -> None:
         """What can't be struck is let through, and told of like any other stop."""
         mode = self.policy_of(container_id).mode
         if mode is not Mode.OFF:
@@ -209,7 +196,7 @@ class Stops:
                 trigger=_trigger(kill),
                 mode=str(mode),
                 outcome=Outcome.FAILED,
-                reason=str(error),
+                reason=why,
                 started_at=Story(kill.seen).began_at,
             )
             self._keep(report)
@@ -293,28 +280,19 @@ class Stops:
         """By init's pidfd where that is held in advance: a look at its /proc/PID/stat takes 60 us of a kill's time."""
         return self._graces.holds(container.directory, container.init_pid) or container.is_running()
 
-    def _read(self, directory: str, descriptor: int) -> Container:
-        """Learn a container by its state file, in place of what was learnt of it before."""
-        identity = _identity(descriptor)
-        container = read_container(directory, descriptor)
-        earlier = self._state_files.get(directory)
-        if earlier is not None:
-            self._known.pop(earlier, None)
-        self._state_files[directory] = identity
-        self._known[identity] = container
-        return container
-
     def _learn(self, descriptor: int) -> None:
         try:
-            directory = directory_of_state(descriptor)
-            if directory:
-                self._read(directory, descriptor)
-                if not os.path.isdir(directory):
-                    self.on_deleted(directory)  # it was quicker than we, and nobody would let go of it
+            directory = self._known.learn_if_state(descriptor)
+            if directory and not os.path.isdir(directory):
+                self.on_deleted(directory)  # it was quicker than we, and nobody would let go of it
         except (ExpeditedError, OSError):
             pass  # its kill, if one comes, will read the file again and say what is wrong with it
         finally:
             os.close(descriptor)
+
+    def _at_ease(self) -> None:
+        if not self._active:
+            gc.collect()  # automatic collection is off in this process
 
     def _keep(self, report: Report) -> Report:
         with self._order:
@@ -337,46 +315,6 @@ class Stops:
     def _end(self, key: str) -> None:
         with self._lock:
             self._active.discard(key)
-
-    # -- the workers ---------------------------------------------------------------------------------------------------
-
-    def _hire(self) -> None:
-        with self._lock:
-            self._workers += 1
-        try:
-            threading.Thread(target=self._run, name=f"worker-{self._workers}", daemon=True).start()
-        except RuntimeError:
-            with self._lock:
-                self._workers -= 1  # no more threads to be had: those there are do it one after the other
-
-    def _run(self) -> None:
-        be_realtime(STRIKER_PRIORITY)
-        while True:
-            with self._lock:
-                self._idle += 1
-            try:
-                work = self._work.get(timeout=_IDLE_SECONDS)
-            except Empty:
-                if not self._active:
-                    gc.collect()  # automatic collection is off in this process
-                with self._lock:
-                    if self._workers > _WORKERS_KEPT:
-                        self._workers -= 1
-                        return
-                continue
-            finally:
-                with self._lock:
-                    self._idle -= 1
-            try:
-                work()
-            except Exception as error:
-                self._log.error(f"a stop could not be handled: {type(error).__name__}: {error}")
-
-
-def _identity(descriptor: int) -> _Identity:
-    """What a state file that was written anew, or another container's, does not have in common with this one."""
-    status = os.fstat(descriptor)
-    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def _observed_key(container: Container) -> str:
