@@ -116,13 +116,13 @@ def test_a_distribution_s_package_is_booted_with_its_modules(tmp_path: Path) -> 
     name = next(line.split()[1] for line in found.stdout.splitlines() if "Depends: linux-image-" in line)
     subprocess.run(["apt-get", "download", "-qq", name], cwd=tmp_path, check=True)
     (package,) = tmp_path.glob("*.deb")
-    done = vm("--arch", "x86_64", "--kernel", str(package), "--", "uname", "-r")
+    done = vm("--kernel", str(package), "--", "uname", "-r")
     assert (done.stdout, done.returncode) == (name.removeprefix("linux-image-") + "\n", 0)
 
 
 def test_a_package_without_a_kernel_is_told(tmp_path: Path) -> None:
     subprocess.run(["apt-get", "download", "-qq", "base-files"], cwd=tmp_path, check=True)
     (package,) = tmp_path.glob("*.deb")
-    done = vm("--arch", "x86_64", "--kernel", str(package), "--", "true")
+    done = vm("--kernel", str(package), "--", "true")
     assert done.returncode == 125
     assert done.stderr == f"vm: --kernel {package}: there is no kernel in this package\n"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Memory that outlives its process: another process holds a reference to the mm (mm_users), so that the victim's own exit
- * frees nothing. And how fast a plain reap is.
+ * frees nothing, and may read on. And how fast a plain reap is.
  */
 #include "mrelease.h"
 #include <linux/userfaultfd.h>
@@ -109,6 +109,100 @@ out:
 	cgroup_remove(&group);
 }
 
+/* A private mapping of a file that is in the page cache, written to: what counts is in a copy of our own. */
+static void modifies(void *file)
+{
+	char *memory = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE, *(int *)file, 0);
+
+	memset(memory, 'm', 4096);
+	shared->address = memory;
+	report_ready();
+	for (;;)
+		pause();
+}
+
+/*
+ * Reads there twice in one call, which pins the mm for both: the first time into a hole that a child fills when it is told
+ * to, and only then looks for the page of the second.
+ */
+static void reads_twice(void *argument)
+{
+	struct target *target = argument;
+	int uffd = syscall(SYS_userfaultfd, O_CLOEXEC);
+	struct uffdio_api api = { .api = UFFD_API };
+	char *hole = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), content = 0;
+	struct uffdio_register range = { .range = { .start = (uintptr_t)hole, .len = 4096 },
+					 .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct uffdio_zeropage zero = { .range = range.range };
+
+	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) || ioctl(uffd, UFFDIO_REGISTER, &range)) {
+		shared->result = -errno;
+		_exit(1);
+	}
+	if (!fork()) {
+		wait_for(&shared->go, 2);
+		ioctl(uffd, UFFDIO_ZEROPAGE, &zero);
+		_exit(0);
+	}
+	__atomic_store_n(&shared->go, 1, __ATOMIC_SEQ_CST);
+	struct iovec here[] = { { hole, 1 }, { &content, 1 } };
+	struct iovec there[] = { { target->address, 1 }, { target->address, 1 } };
+
+	shared->result = process_vm_readv(target->pid, here, 2, there, 2, 0) << 8 | content;
+	__atomic_store_n(&shared->go, 3, __ATOMIC_SEQ_CST);
+	wait(NULL);
+	_exit(0);
+}
+
+static void test_lost_copy(void)
+{
+	int file = memfd_create("original", 0);
+	char page[4096];
+
+	memset(page, 'f', sizeof(page));
+	if (write(file, page, sizeof(page)) != sizeof(page)) {
+		tap(false, "lost_copy", "no file: %s", strerror(errno));
+		return;
+	}
+	pid_t pid = spawn_ready(modifies, &file);
+	struct target target = { pid, shared->address };
+	int pidfd = pidfd_open_or_die(pid, 0);
+	pid_t reader = spawn(reads_twice, &target);
+
+	if (!wait_for(&shared->go, 1)) {
+		tap(false, "lost_copy", "no userfaultfd: %s", code(shared->result));
+		goto out;
+	}
+	for (int i = 0; i < 1000 && !sleeps(reader); i++)
+		usleep(1000);
+	usleep(200000);
+
+	bool patched = has_flag(PROCESS_MRELEASE_REAP_KILL);
+	int ret = 0;
+
+	if (patched)
+		ret = mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL);
+	else
+		syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
+	gone_within(pidfd);
+	__atomic_store_n(&shared->go, 2, __ATOMIC_SEQ_CST);
+	wait_for(&shared->go, 3);
+
+	int bytes = shared->result >> 8, content = shared->result & 0xff;
+
+	/* Who comes too late for what was written gets nothing: never what the file has in its place */
+	if (patched)
+		tap(!ret && bytes == 1 && !content, "a_lost_copy_is_not_read_from_the_file", "%s, %d bytes, '%c'", code(ret),
+		    bytes, content ?: '-');
+	else
+		tap(bytes == 2 && content == 'm', "stock_keeps_the_copy_for_who_reads", "%d bytes, '%c'", bytes, content ?: '-');
+out:
+	finish(reader);
+	finish(pid);
+	close(pidfd);
+	close(file);
+}
+
 static void big(void *group)
 {
 	cgroup_enter(group);
@@ -168,6 +262,7 @@ static void test_reap_10000_vmas(void)
 int main(void)
 {
 	test_pinned();
+	test_lost_copy();
 	test_reap_256_mib();
 	test_reap_10000_vmas();
 	return tap_end();
