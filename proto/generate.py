@@ -7,6 +7,7 @@ Runs as hatchling's build hook (a wheel and an editable install both get the stu
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import shutil
 import sys
 from pathlib import Path
@@ -67,5 +68,7 @@ if "BuildHookInterface" in globals():
 
 
 if __name__ == "__main__":
-    generate()
+    with Path(__file__).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two makes at once, each of which readies the checkout
+        generate()
     sys.exit(0)

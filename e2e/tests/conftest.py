@@ -67,6 +67,7 @@ class Record:
         self.kernel = "patched" if "expedited" in platform.release() else "stock"
         self._versions = versions
         self._cases: list[Case] = []
+        self._failed: list[dict[str, str]] = []
 
     def add(
         self,
@@ -116,10 +117,34 @@ class Record:
         """Add a case that is about what held while something was restarted, not about how long a stop took."""
         self._write(Case(name, self.kernel, "strike", None, None, 0, ok, outcome=outcome))
 
+    def failed(self, test: str, why: str) -> None:
+        """A test that failed: medians are of those that came to a result, and must not be all that is told."""
+        self._failed.append({"test": test, "kernel": self.kernel, "why": why})
+        self._save()
+
     def _write(self, case: Case) -> None:
         self._cases.append(case)
-        document = {"cases": [asdict(each) for each in self._cases], "versions": self._versions}
+        self._save()
+
+    def _save(self) -> None:
+        document = {
+            "cases": [asdict(each) for each in self._cases],
+            "versions": self._versions,
+            "failed": self._failed,
+        }
         RESULTS.write_text(json.dumps(document, indent=1))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Who fails is on the record as well, whether or not it came to a result before."""
+    outcome: Any = yield
+    report = outcome.get_result()
+    record = getattr(item, "funcargs", {}).get("record")
+    if report.failed and record is not None and call.excinfo is not None:
+        record.failed(
+            item.nodeid.rpartition("::")[2], f"{call.when}: {call.excinfo.exconly()}".partition("\n")[0][:300]
+        )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

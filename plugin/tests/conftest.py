@@ -51,9 +51,9 @@ _V1_CONTROLLERS = ("memory", "pids", "cpu", "freezer")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
-@contextmanager
+@pytest.fixture(scope="session", autouse=True)
 def _sigterm_as_ctrl_c() -> Iterator[None]:
-    # Or a test run that is told to stop would leave its containerd behind
+    # Or a test run that is told to stop would leave behind what it has started
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
@@ -69,12 +69,11 @@ def containerd() -> Iterator[PrivateContainerd]:
     """A private containerd with CRI, NRI and the images of hog and pause, started when it is first asked for."""
     if os.geteuid() != 0:
         pytest.skip("a private containerd needs root")
-    with _sigterm_as_ctrl_c():
-        # In /tmp, and not where pytest keeps its own: the paths of sockets must be short
-        root = Path(tempfile.mkdtemp(prefix="expedited-"))
-        with PrivateContainerd(root) as daemon:
-            import_workloads(daemon)
-            yield daemon
+    # In /tmp, and not where pytest keeps its own: the paths of sockets must be short
+    root = Path(tempfile.mkdtemp(prefix="expedited-"))
+    with PrivateContainerd(root) as daemon:
+        import_workloads(daemon)
+        yield daemon
 
 
 @pytest.fixture
@@ -214,6 +213,8 @@ def make_cgroup_v2() -> Iterator[Callable[[], ScratchCgroup]]:
     root = hierarchies().unified
     if os.geteuid() != 0 or root is None:
         pytest.skip("needs root and the unified hierarchy")
+    control = Path(root) / "cgroup.subtree_control"
+    before = control.read_text().split()
     made: list[str] = []
 
     def make() -> ScratchCgroup:
@@ -225,6 +226,8 @@ def make_cgroup_v2() -> Iterator[Callable[[], ScratchCgroup]]:
     yield make
     for path in made:
         remove_cgroups(path)
+    for controller in set(control.read_text().split()) - set(before):
+        control.write_text(f"-{controller}")
 
 
 @pytest.fixture
@@ -298,6 +301,11 @@ class AgentProcess:
         self.run_dir = run_dir
         self.socket = run_dir / "expedited.sock"
         self.log_path = run_dir / f"agent-{secrets.token_hex(3)}.log"
+        if not any(flag.startswith(("--state-root", "--config")) for flag in flags):
+            flags = (
+                *flags,
+                "--state-root=/no/runtime/of/this/machine/*",
+            )  # whose containers are not a test's to strike
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [self.program, "run", f"--run-dir={run_dir}", *_DEFAULT_FLAGS, *flags],
@@ -398,8 +406,10 @@ class AgentProcess:
 @contextmanager
 def _busy_loops(each_cpu: int = 2) -> Iterator[None]:
     command = [sys.executable, "-c", "while True: pass"]
-    loops = [subprocess.Popen(command) for _ in range(each_cpu * (os.cpu_count() or 1))]
+    loops: list[subprocess.Popen[bytes]] = []
     try:
+        for _ in range(each_cpu * (os.cpu_count() or 1)):
+            loops.append(subprocess.Popen(command))  # noqa: PERF401 - so that each is ended, whatever comes
         give_up_at = time.monotonic() + 30
         while not cpus_are_taken() and time.monotonic() < give_up_at:
             time.sleep(0.005)

@@ -237,4 +237,7 @@ def test_the_recorded_medians_tell_struck_from_observed(prometheus: str) -> None
 
 
 def test_no_alert_is_up(prometheus: str) -> None:
-    assert _ask(prometheus, 'ALERTS{alertname=~"Expedited.*"}') == []
+    give_up_at = time.monotonic() + 30  # one late scrape makes an alert pending, until the next
+    while up := _ask(prometheus, 'ALERTS{alertname=~"Expedited.*"}'):
+        assert time.monotonic() < give_up_at, up
+        time.sleep(0.5)

@@ -44,7 +44,7 @@ _SHIM_SOCKETS = Path("/run/containerd/s")
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Keep SIGINT and SIGTERM away from what has to be done to the end; they take effect afterwards.
+    """Keep SIGINT, SIGTERM and SIGHUP away from what has to be done to the end; they take effect afterwards.
 
     Only for moments: a second Ctrl-C of an impatient user waits for it. In a thread other than the main one, which no
     signal interrupts, it does nothing.
@@ -56,7 +56,7 @@ def undisturbed() -> Iterator[None]:
 
     before: dict[int, Any] = {}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             before[number] = signal.signal(number, remember)
     except ValueError:  # not the main thread
         before.clear()

@@ -122,8 +122,8 @@ def _available_bytes() -> int:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGINT and SIGTERM end what is inside, once: what clears up afterwards is not to be interrupted again."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    """These signals end what is inside, once: what clears up afterwards is not to be interrupted again."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         for each in numbers:

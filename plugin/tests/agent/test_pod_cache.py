@@ -74,9 +74,9 @@ def container(pid: int, policy: Policy | None = None) -> Container:
 
 
 @pytest.fixture
-def pod(make_cgroup_v1: MakeCgroup) -> Any:
+def pod(make_cgroup: MakeCgroup) -> Any:
     """With a version that has a memory controller here."""
-    return make_cgroup_v1()
+    return make_cgroup()
 
 
 @pytest.fixture

@@ -50,9 +50,9 @@ def test_a_container_that_is_gone_holds_nothing(make_container: Callable[..., Co
 
 
 def test_a_containers_memory_is_what_its_cgroup_holds(
-    make_container: Callable[..., Container], make_cgroup_v1: Callable[[], Any]
+    make_container: Callable[..., Container], make_cgroup: Callable[[], Any]
 ) -> None:
-    cgroup = make_cgroup_v1()
+    cgroup = make_cgroup()
     code = "import sys; sys.stdin.readline(); kept = b'x' * (32 << 20); print('kept', flush=True); sys.stdin.readline()"
     with subprocess.Popen(["python3", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin

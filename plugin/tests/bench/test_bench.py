@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,14 @@ def _left_behind() -> list[Path]:
     mounts = hierarchies()
     roots = {Path("/run"), *map(Path, mounts.controllers.values()), *([Path(mounts.unified)] if mounts.unified else [])}
     return [found for root in roots for found in root.glob("expedited-bench-*")]
+
+
+@pytest.fixture
+def leaves_nothing() -> Iterator[None]:
+    """What others have left, or are about to clear away, is theirs."""
+    before = set(_left_behind())
+    yield
+    assert set(_left_behind()) <= before
 
 
 class Told:
@@ -51,6 +60,7 @@ def test_a_busy_machine_is_called_busy():
     assert "repeat it" in Conditions("6.12.0", 2, 1.5, 1.5).describe()
 
 
+@pytest.mark.usefixtures("leaves_nothing")
 def test_the_gates_benchmark_measures_both_ways():
     told = Told()
     result = gate.run(GateOptions(runs=60), told)
@@ -70,7 +80,6 @@ def test_the_gates_benchmark_measures_both_ways():
     }
     assert said["conditions"].keys() == {"kernel", "cpus", "load_before", "load_after", "busy"}
     assert all(len(row) == len(gate.COLUMNS) for row in gate.rows(result))
-    assert _left_behind() == []
 
 
 def test_the_gates_target_is_for_what_it_adds():
@@ -83,6 +92,7 @@ def test_the_gates_target_is_for_what_it_adds():
     assert not adds(50, 201).within_target
 
 
+@pytest.mark.usefixtures("leaves_nothing")
 def test_the_strikes_benchmark_measures_engine_gate_and_reaping():
     told = Told()
     result = strike.run(StrikeOptions(runs=2, processes=5, reap_bytes=32 << 20, reap_runs=2), told)
@@ -108,7 +118,6 @@ def test_the_strikes_benchmark_measures_engine_gate_and_reaping():
     assert said["reaping"].keys() == {"bytes", "plain_kill", "strike", "ratio"}
     assert len(strike.rows(result)) == 6
     assert all(len(row) == len(strike.COLUMNS) for row in strike.rows(result))
-    assert _left_behind() == []
 
 
 def test_reaping_can_be_left_out():

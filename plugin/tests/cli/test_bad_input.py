@@ -62,9 +62,9 @@ def one_line(answer: Any, code: int, words: str) -> None:
 
 
 @pytest.fixture
-def sleeper(make_cgroup_v1: Callable[[], Any]) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def sleeper(make_cgroup: Callable[[], Any]) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A process in a cgroup of its own, which must survive."""
-    scratch = make_cgroup_v1()
+    scratch = make_cgroup()
     process = subprocess.Popen(["sleep", "1000"])
     scratch.add(process.pid)
     yield scratch.path, process

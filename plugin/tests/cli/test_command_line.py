@@ -61,10 +61,10 @@ def agent(start_lasting_agent: StartAgent) -> Agent:
 
 
 @pytest.fixture
-def agent_with_stops(agent: Agent, make_cgroup_v1: MakeCgroup) -> Agent:
+def agent_with_stops(agent: Agent, make_cgroup: MakeCgroup) -> Agent:
     """It has struck two more cgroups."""
     for _ in range(2):
-        strike_one(agent, make_cgroup_v1())
+        strike_one(agent, make_cgroup())
     return agent
 
 
@@ -75,7 +75,7 @@ def newest(agent: Agent) -> int:
 
 @pytest.mark.parametrize("crashed", [False, True], ids=["never-there", "crashed"])
 def test_kill_of_a_cgroup_needs_no_agent(
-    run_dir: Path, start_agent: StartAgent, make_cgroup_v1: MakeCgroup, crashed: bool
+    run_dir: Path, start_agent: StartAgent, make_cgroup: MakeCgroup, crashed: bool
 ) -> None:
     if crashed:
         agent = start_agent(NO_RUNTIME)
@@ -83,7 +83,7 @@ def test_kill_of_a_cgroup_needs_no_agent(
         agent.process.wait()
         agent.process.returncode = 0
         assert agent.socket.exists()
-    cgroup = make_cgroup_v1()
+    cgroup = make_cgroup()
     child = cgroup.child("below")
     with sleeper_in(cgroup) as one, sleeper_in(child) as two:
         answer = expedited("kill", "--cgroup", str(cgroup.directories["memory"]), "--json", f"--run-dir={run_dir}")
@@ -107,7 +107,7 @@ def test_who_reads_no_more_is_no_error(agent_with_stops: Agent, arguments: str) 
 
 
 def test_following_begins_with_as_many_as_are_wanted_and_ends_with_its_reader(
-    agent_with_stops: Agent, make_cgroup_v1: MakeCgroup
+    agent_with_stops: Agent, make_cgroup: MakeCgroup
 ) -> None:
     before = newest(agent_with_stops)
     with begin(agent_with_stops, "stops", "--follow", "--json", "--limit=2") as follower:
@@ -115,10 +115,10 @@ def test_following_begins_with_as_many_as_are_wanted_and_ends_with_its_reader(
         assert follower.stderr is not None
         for number in (before - 1, before):
             assert json.loads(follower.stdout.readline())["number"] == number
-        strike_one(agent_with_stops, make_cgroup_v1())
+        strike_one(agent_with_stops, make_cgroup())
         assert json.loads(follower.stdout.readline())["number"] == before + 1
         follower.stdout.close()
-        strike_one(agent_with_stops, make_cgroup_v1())
+        strike_one(agent_with_stops, make_cgroup())
         follower.wait(60)
         assert follower.stderr.read() == ""
 

@@ -62,15 +62,15 @@ def _pair_json(pair: Pair) -> dict[str, object]:
     return {"stock": pair.stock.to_json(), "expedited": pair.expedited.to_json(), "ratio": pair.ratio}
 
 
-def test_the_meter_sees_the_memory_go_and_then_the_cgroup_empty(make_cgroup_v1):
-    scratch = make_cgroup_v1()
+def test_the_meter_sees_the_memory_go_and_then_the_cgroup_empty(make_cgroup):
+    scratch = make_cgroup()
     command = [workload_binary("hog"), "--bytes", "64M"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, preexec_fn=lambda: scratch.add(os.getpid()), start_new_session=True
     ) as hog:
         assert hog.stdout is not None
         assert hog.stdout.readline() == b"READY\n"
-        with Meter(scratch.directories["memory"], 1) as meter:
+        with Meter(scratch.directories["memory" if scratch.version == 1 else "unified"], scratch.version) as meter:
             assert meter.anon_bytes >= 0.95 * (64 << 20)  # the counter may lag
             hog.kill()
             measured = meter.wait(30)
@@ -79,10 +79,10 @@ def test_the_meter_sees_the_memory_go_and_then_the_cgroup_empty(make_cgroup_v1):
     assert measured.memory_back_at <= measured.gone_at
 
 
-def test_the_meter_gives_up_when_it_is_told_to(make_cgroup_v1):
-    scratch = make_cgroup_v1()
+def test_the_meter_gives_up_when_it_is_told_to(make_cgroup):
+    scratch = make_cgroup()
     with subprocess.Popen(["sleep", "60"], preexec_fn=lambda: scratch.add(os.getpid())) as sleeper:
-        with Meter(scratch.directories["memory"], 1) as meter:
+        with Meter(scratch.directories["memory" if scratch.version == 1 else "unified"], scratch.version) as meter:
             measured = meter.wait(0.05)
         sleeper.kill()
     assert measured.gone_at is None
@@ -116,10 +116,10 @@ def test_the_striker_ends_with_its_block_and_can_be_asked_within(containerd):
 
 def test_the_demo_writes_what_it_shows_and_leaves_nothing(tmp_path):
     output, path = io.StringIO(), tmp_path / "figures.json"
-    options = DemoOptions(pairs=1, scenarios=("limited", "idle"), json_path=path)
+    options = DemoOptions(pairs=1, workload="redis", json_path=path)
     assert run_demo(options, Console(file=output, width=100)) == 0
     scenarios = json.loads(path.read_text())["scenarios"]
-    assert [scenario["name"] for scenario in scenarios] == ["idle", "limited"]
+    assert [scenario["name"] for scenario in scenarios] == ["idle", "tree", "limited", "contended"]
     for scenario in scenarios:
         assert scenario["bytes"] >= 0.95 * (512 << 20)
         for side in ("stock", "expedited"):
@@ -128,7 +128,9 @@ def test_the_demo_writes_what_it_shows_and_leaves_nothing(tmp_path):
         ratios = sorted(pair["ratio"] for pair in scenario["pairs"])
         assert ratios[0] <= scenario["ratio"] <= ratios[-1]
         assert scenario["name"] in output.getvalue()
-    assert [len(scenario["pairs"]) for scenario in scenarios] == [3, 1]
+    assert [len(scenario["pairs"]) for scenario in scenarios] == [3, 3, 1, 1]
+    assert "redis" in output.getvalue()
+    assert "struck" in output.getvalue()
     assert _traces(_root_in(output.getvalue())) == []
 
 
@@ -139,14 +141,25 @@ sys.exit(run_demo(DemoOptions(scenarios=("contended",))))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_demo_interrupted_in_a_contended_stop_leaves_nothing(number):
+def _is_stopping(root: Path) -> bool:
+    log = root / "containerd.log"
+    return log.exists() and "Kill container" in log.read_text()
+
+
+_MOMENTS = {
+    "while it starts": lambda root: (root / "containerd.log").exists(),
+    "in the runtime's own stop": _is_stopping,
+    "with a striker": lambda root: bool(list(root.glob("run/*/striker.sock"))),
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("moment", list(_MOMENTS))
+def test_the_demo_interrupted_in_a_contended_stop_leaves_nothing(number, moment):
     with subprocess.Popen([sys.executable, "-c", _RUN], stdout=subprocess.PIPE, text=True) as demo:
         root = _root_of(demo)
-        log = root / "containerd.log"
-        while "Kill container" not in (log.read_text() if log.exists() else ""):
+        while not _MOMENTS[moment](root):
             assert demo.poll() is None
-        assert len(_traces(root)) > 5
         demo.send_signal(number)
         demo.send_signal(number)  # impatience must not stop the clearing
         assert demo.wait(60) == 128 + number

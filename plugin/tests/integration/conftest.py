@@ -41,8 +41,12 @@ class Striker:
                 stdout=subprocess.PIPE,
                 stderr=log,
             )
-        self.ready: dict[str, Any] = json.loads(self._line())
-        self.link = StrikerLink.connect(self.socket)
+        try:
+            self.ready: dict[str, Any] = json.loads(self._line())
+            self.link = StrikerLink.connect(self.socket)
+        except BaseException:
+            self.process.kill()  # and its gate with it
+            raise
 
     def _line(self) -> bytes:
         assert self.process.stdout is not None
@@ -92,7 +96,10 @@ class Striker:
             self.process.send_signal(signal.SIGTERM)
         assert self.process.stdout is not None
         self.process.stdout.close()
-        assert self.process.wait(20) == 0, self.log_path.read_text()
+        try:
+            assert self.process.wait(20) == 0, self.log_path.read_text()
+        finally:
+            self.process.kill()
 
 
 def wait_for(condition: Callable[[], bool], complaint: str, timeout_seconds: float = 20.0) -> None:

@@ -143,7 +143,7 @@ def test_kill_by_a_prefix_of_the_id_by_pod_and_by_cgroup(
     start: StartAgent,
     make_pod: MakePod,
     make_container: MakeContainer,
-    make_cgroup_v1: Callable[[], Any],
+    make_cgroup: Callable[[], Any],
     alive: Callable[[int], bool],
 ) -> None:
     agent = start()
@@ -165,7 +165,7 @@ def test_kill_by_a_prefix_of_the_id_by_pod_and_by_cgroup(
     assert {stop["outcome"] for stop in answer["stops"]} == {"struck"}
     assert not any(alive(hog.pid) for hog in two)
 
-    scratch = make_cgroup_v1()
+    scratch = make_cgroup()
     sleeper = subprocess.Popen(["sleep", "1000"])
     scratch.add(sleeper.pid)
     (answer,) = agent.json("kill", "--cgroup", scratch.path)

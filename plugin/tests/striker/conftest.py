@@ -56,10 +56,14 @@ class StrikerProcess:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, **popen)
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, f"the striker did not start: {self.log}"
-        self.ready = json.loads(line)
-        self.link = StrikerLink.connect(self.socket)
+        try:
+            line = self.process.stdout.readline()
+            assert line, f"the striker did not start: {self.log}"
+            self.ready = json.loads(line)
+            self.link = StrikerLink.connect(self.socket)
+        except BaseException:
+            self.process.kill()  # and its gate with it
+            raise
 
     @property
     def log(self) -> str:
@@ -117,7 +121,10 @@ class StrikerProcess:
         self.process.stdout.close()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-            assert self.process.wait(30) == 0, self.log
+            try:
+                assert self.process.wait(30) == 0, self.log
+            finally:
+                self.process.kill()
 
 
 class Node:

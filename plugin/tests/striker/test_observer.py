@@ -81,11 +81,11 @@ def test_a_sigterm_is_announced_and_a_forced_delete_followed(node: Any, observin
 
 
 def test_two_containers_of_one_name_are_told_apart_by_the_runtimes_root(
-    node: Any, observing: Any, make_cgroup_v1: Callable[[], Any], alive: Any
+    node: Any, observing: Any, make_cgroup: Callable[[], Any], alive: Any
 ) -> None:
     others = {}
     for namespace in ("moby", "k8s.io"):
-        others[namespace] = node.container("c1", make_cgroup_v1(), "--bytes", "8M")
+        others[namespace] = node.container("c1", make_cgroup(), "--bytes", "8M")
         if namespace == "moby":
             node.namespace.joinpath("c1").rename(node.namespace.with_name("moby-c1"))
             node.namespace.with_name("moby").mkdir()

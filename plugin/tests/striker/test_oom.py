@@ -170,9 +170,9 @@ def test_a_container_that_starts_again_under_its_id_is_listened_to_again(
 
 
 def test_a_container_that_goes_is_listened_to_no_more(
-    node: Any, striker: Any, make_cgroup_v1: Callable[[], Any], bells: Bells, until: Callable[..., None]
+    node: Any, striker: Any, make_cgroup: Callable[[], Any], bells: Bells, until: Callable[..., None]
 ) -> None:
-    cgroups = [make_cgroup_v1() for _ in range(3)]
+    cgroups = [make_cgroup() for _ in range(3)]
     processes = [node.container(f"c{number}", cgroup) for number, cgroup in enumerate(cgroups)]
     until(lambda: bells(striker) == 3, "they are not listened to")
     for process, cgroup in zip(processes, cgroups, strict=True):

@@ -166,13 +166,13 @@ def test_a_beat_is_never_seen_half_written() -> None:
 
 
 def test_what_is_held_in_advance_leaves_descriptors_for_the_gate(
-    node: Any, make_striker: Any, make_cgroup_v1: Any, until: Any
+    node: Any, make_striker: Any, make_cgroup: Any, until: Any
 ) -> None:
     """With none left for the file that a held runtime is opening, the kernel refuses that runtime."""
     limit = 400
     striker = make_striker(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)))
     processes = [
-        node.container(f"c{number}", make_cgroup_v1(), "--bytes", "8K", "--children", "149") for number in range(4)
+        node.container(f"c{number}", make_cgroup(), "--bytes", "8K", "--children", "149") for number in range(4)
     ]
     striker.wait_gated("c0", "c1", "c2", "c3")
     for number in range(4):
