@@ -51,7 +51,7 @@ def test_command_is_root_on_cgroup_v2_with_every_controller() -> None:
 
 def test_only_the_shared_folder_is_written_to(tmp_path: Path) -> None:
     (tmp_path / "share").mkdir()
-    elsewhere = Path(__file__).parent / tmp_path.name  # not in /tmp, which is the guest's own anyway
+    elsewhere = Path(__file__).parent / tmp_path.name  # the guest's /tmp is its own anyway, but for a checkout in it
     script = f"echo kept >/share/file && echo lost >{elsewhere} && cat {elsewhere}"
     done = vm("--share", str(tmp_path / "share"), "--", "sh", "-c", script)
     assert done.stdout == "lost\n"

@@ -25,6 +25,7 @@ from expedited.agent.pod_cache import PodCache
 from expedited.agent.processes import give_back, measure
 from expedited.agent.reports import Reports
 from expedited.agent.sources import ContainerdSource, NriSource
+from expedited.agent.stopping import Stopping
 from expedited.agent.stops import StopLog
 from expedited.agent.striker import StrikerKeeper
 from expedited.api.backend import GateLatency, Status, Target
@@ -48,8 +49,6 @@ __all__ = ["Agent", "run"]
 _STATUS_SECONDS = 5.0
 #: How long the default policy waits for the annotations that may forbid what it says.
 _FIRST_LOOK_SECONDS = 10.0
-#: A grace period that is longer than this is none, as far as it is shown; nobody is asked any more then either (striker.graces).
-_STOPPING_AT_MOST_SECONDS = 3600.0
 
 _log = structlog.get_logger(__name__)
 
@@ -101,7 +100,7 @@ class Agent:
         self._kubernetes: KubernetesLink | None = None
         self._gate: dict[str, Any] = {}  # the striker's last status
         self._metrics: Metrics | None = None
-        self._stopping: dict[str, float] = {}  # since when (the epoch's seconds), by container
+        self._stopping = Stopping()
         self._closing = asyncio.Event()  # the gate is to end, with the agent or before it
         self._gate_ended = asyncio.Event()
         self._chores = Chores()
@@ -187,13 +186,13 @@ class Agent:
             _log.warning(problem)
         self._striker.tell_policies(change.policies)
         for container_id in change.gone:
-            self._stopping.pop(container_id, None)
+            self._stopping.ended(container_id)
             self._striker.tell("forget", id=container_id)
             self._pod_cache.forget(container_id)
 
     async def _gate_before_start(self, container_id: str) -> None:
         """The runtime waits for this: after it no kill of the container is missed, and its policy is known."""
-        self._stopping.pop(container_id, None)
+        self._stopping.ended(container_id)
         known = self._inventory.get(container_id)
         if known is not None and known.policy != self._settings.policy:
             # The striker forgot it with the container's last run, where this one starts again under the same id
@@ -248,22 +247,16 @@ class Agent:
             case "report":
                 self._reports.came(message["report"])
             case "stop_began":
-                self._stop_began(message["id"])
+                self._stopping.began(message["id"])
                 container = self._inventory.get(message["id"])
                 sent = signal.Signals(message["signal"]).name
                 _log.debug("a stop goes on", sent=sent, container=container.label if container else message["id"])
             case "refused":
                 _log.error("the striker refused what the agent told it", why=message["why"])
 
-    def _stop_began(self, container_id: str) -> None:
-        now = time.time()
-        # One that took its SIGTERM for something else and lives on is not stopping for ever
-        self._stopping = {name: at for name, at in self._stopping.items() if now - at < _STOPPING_AT_MOST_SECONDS}
-        self._stopping.setdefault(container_id, now)
-
     def _take_report(self, report: Report, is_news: bool) -> None:
         stop = self._stop_of(report)
-        self._stopping.pop(stop.report.container_id, None)
+        self._stopping.ended(stop.report.container_id)
         self._stops.add(stop)
         if not is_news:
             return  # in the log, the metrics and the cluster's Events already
@@ -305,9 +298,7 @@ class Agent:
         return sorted(map(self._with_stop, self._inventory), key=lambda known: (known.pod, known.seen.name, known.id))
 
     def _with_stop(self, known: Container) -> Container:
-        since = self._stopping.get(known.id)
-        if since is not None and time.time() - since >= _STOPPING_AT_MOST_SECONDS:
-            since = None
+        since = self._stopping.since(known.id)
         # One that ended within its grace was not struck, and if it was quick there is no report of it
         return known if since is None or known.seen.state is State.STOPPED else replace(known, stopping_since=since)
 
