@@ -153,6 +153,11 @@ class ScratchCgroup:
             for pid in (directory / "cgroup.procs").read_text().split()
         }
 
+    @property
+    def memory_dir(self) -> Path:
+        """Whose memory controller it has, if its version has one here."""
+        return self.directories["memory" if self.version == 1 else "unified"]
+
     @contextmanager
     def held_up(self) -> Iterator[None]:
         """Whoever is in it does not run: a process that dies stays as it is, with its memory (version 1's freezer)."""
@@ -302,10 +307,8 @@ class AgentProcess:
         self.socket = run_dir / "expedited.sock"
         self.log_path = run_dir / f"agent-{secrets.token_hex(3)}.log"
         if not any(flag.startswith(("--state-root", "--config")) for flag in flags):
-            flags = (
-                *flags,
-                "--state-root=/no/runtime/of/this/machine/*",
-            )  # whose containers are not a test's to strike
+            # This machine's own containers are not a test's to strike
+            flags = (*flags, "--state-root=/no/runtime/of/this/machine/*")
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [self.program, "run", f"--run-dir={run_dir}", *_DEFAULT_FLAGS, *flags],

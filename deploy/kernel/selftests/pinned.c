@@ -14,6 +14,22 @@ struct target {
 	void *address;
 };
 
+/* A page of ours that a userfault keeps from being there, until somebody fills it by *uffd. */
+static char *hole_new(int *uffd)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	char *hole = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct uffdio_register range = { .range = { .start = (uintptr_t)hole, .len = 4096 },
+					 .mode = UFFDIO_REGISTER_MODE_MISSING };
+
+	*uffd = syscall(SYS_userfaultfd, O_CLOEXEC);
+	if (*uffd < 0 || ioctl(*uffd, UFFDIO_API, &api) || ioctl(*uffd, UFFDIO_REGISTER, &range)) {
+		shared->result = -errno;
+		_exit(1);
+	}
+	return hole;
+}
+
 /*
  * Reads the victim's memory into a page of ours that a userfault keeps from ever being there: process_vm_readv() holds on to
  * the victim's mm all the while.
@@ -21,16 +37,9 @@ struct target {
 static void pins_mm(void *argument)
 {
 	struct target *target = argument;
-	int uffd = syscall(SYS_userfaultfd, O_CLOEXEC);
-	struct uffdio_api api = { .api = UFFD_API };
-	void *hole = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	struct uffdio_register range = { .range = { .start = (uintptr_t)hole, .len = 4096 },
-					 .mode = UFFDIO_REGISTER_MODE_MISSING };
+	int uffd;
+	char *hole = hole_new(&uffd);
 
-	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) || ioctl(uffd, UFFDIO_REGISTER, &range)) {
-		shared->result = -errno;
-		_exit(1);
-	}
 	__atomic_store_n(&shared->go, 1, __ATOMIC_SEQ_CST);
 	struct iovec here = { hole, 8 }, there = { target->address, 8 };
 
@@ -64,6 +73,17 @@ static bool sleeps(pid_t pid)
 	return state == 'S' || state == 'D';
 }
 
+/* Whether who pins the victim's mm has come to its userfault, and waits there; shared->result says why not. */
+static bool waits_in_hole(pid_t reader)
+{
+	if (!wait_for(&shared->go, 1))
+		return false;
+	for (int i = 0; i < 1000 && !sleeps(reader); i++)
+		usleep(1000);
+	usleep(200000);
+	return true;
+}
+
 static void test_pinned(void)
 {
 	struct cgroup group = cgroup_new("pinned");
@@ -72,13 +92,10 @@ static void test_pinned(void)
 	int pidfd = pidfd_open_or_die(pid, 0);
 	pid_t pinner = spawn(pins_mm, &target);
 
-	if (!wait_for(&shared->go, 1)) {
+	if (!waits_in_hole(pinner)) {
 		tap(false, "pinned_mm", "no userfaultfd: %s", code(shared->result));
 		goto out;
 	}
-	for (int i = 0; i < 1000 && !sleeps(pinner); i++)
-		usleep(1000);
-	usleep(200000);
 
 	int ret;
 
@@ -128,17 +145,10 @@ static void modifies(void *file)
 static void reads_twice(void *argument)
 {
 	struct target *target = argument;
-	int uffd = syscall(SYS_userfaultfd, O_CLOEXEC);
-	struct uffdio_api api = { .api = UFFD_API };
-	char *hole = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), content = 0;
-	struct uffdio_register range = { .range = { .start = (uintptr_t)hole, .len = 4096 },
-					 .mode = UFFDIO_REGISTER_MODE_MISSING };
-	struct uffdio_zeropage zero = { .range = range.range };
+	int uffd;
+	char *hole = hole_new(&uffd), content = 0;
+	struct uffdio_zeropage zero = { .range = { .start = (uintptr_t)hole, .len = 4096 } };
 
-	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) || ioctl(uffd, UFFDIO_REGISTER, &range)) {
-		shared->result = -errno;
-		_exit(1);
-	}
 	if (!fork()) {
 		wait_for(&shared->go, 2);
 		ioctl(uffd, UFFDIO_ZEROPAGE, &zero);
@@ -169,13 +179,10 @@ static void test_lost_copy(void)
 	int pidfd = pidfd_open_or_die(pid, 0);
 	pid_t reader = spawn(reads_twice, &target);
 
-	if (!wait_for(&shared->go, 1)) {
+	if (!waits_in_hole(reader)) {
 		tap(false, "lost_copy", "no userfaultfd: %s", code(shared->result));
 		goto out;
 	}
-	for (int i = 0; i < 1000 && !sleeps(reader); i++)
-		usleep(1000);
-	usleep(200000);
 
 	bool patched = has_flag(PROCESS_MRELEASE_REAP_KILL);
 	int ret = 0;

@@ -90,7 +90,7 @@ class Agent:
         self._nri = NriSource(
             self._inventory,
             settings.cri_namespace,
-            gate=self._gate_quietly,
+            gate=self._gate_before_start,
             started=self._container_started,
             pod_ended=self._pod_ended,
             synchronized=self._looked.set,
@@ -132,7 +132,7 @@ class Agent:
                 self._containerd = ContainerdClient(settings.containerd_socket, settings.cri_namespace)
                 stack.push_async_callback(self._containerd.close)
                 source = ContainerdSource(
-                    self._containerd, self._inventory, gate=self._gate_quietly, listed=self._looked.set
+                    self._containerd, self._inventory, gate=self._gate_before_start, listed=self._looked.set
                 )
                 self._listed = source.listed
                 others.append(asyncio.create_task(source.run()))
@@ -197,15 +197,12 @@ class Agent:
         if known is not None and known.policy != self._settings.policy:
             # The striker forgot it with the container's last run, where this one starts again under the same id
             self._striker.tell_policies({container_id: known.policy})
-        answer = await self._striker.ask("watch", id=container_id, timeout_seconds=START_AT_MOST_SECONDS)
+        try:
+            answer = await self._striker.ask("watch", id=container_id, timeout_seconds=START_AT_MOST_SECONDS)
+        except StrikerUnreachable:
+            return  # the next striker looks for itself
         if answer["marked"]:
             self._inventory.saw(Source.STRIKER, Sighting(container_id))
-
-    async def _gate_quietly(self, container_id: str) -> None:
-        try:
-            await self._gate_before_start(container_id)
-        except StrikerUnreachable:
-            pass  # the next striker looks for itself
 
     def _container_started(self, container_id: str) -> None:
         known = self._inventory.get(container_id)

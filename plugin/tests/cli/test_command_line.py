@@ -86,7 +86,7 @@ def test_kill_of_a_cgroup_needs_no_agent(
     cgroup = make_cgroup()
     child = cgroup.child("below")
     with sleeper_in(cgroup) as one, sleeper_in(child) as two:
-        answer = expedited("kill", "--cgroup", str(cgroup.directories["memory"]), "--json", f"--run-dir={run_dir}")
+        answer = expedited("kill", "--cgroup", str(cgroup.memory_dir), "--json", f"--run-dir={run_dir}")
         assert answer.returncode == 0, answer.stderr
         assert answer.stderr == "no agent runs: striking from here\n"
         (stop,) = json.loads(answer.stdout)["stops"]

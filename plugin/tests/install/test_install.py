@@ -202,12 +202,13 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
 
 
 def test_a_containerd_with_nri_on_is_left_alone(with_containerd: Node) -> None:
-    # On by default since 2.0
-    with_containerd.write("etc/containerd/config.toml", _OFF.replace("true", "false"))
-    before = _everything(with_containerd.root / "etc/containerd")
+    if find_runtime().version < (2, 0):  # else it is by default, and there need be no configuration
+        with_containerd.write("etc/containerd/config.toml", _OFF.replace("true", "false"))
+    place = with_containerd.root / "etc/containerd"
+    before = (place.exists(), _everything(place))
     said = with_containerd.install()
     assert "containerd: NRI is on, its configuration is left alone" in said
-    assert _everything(with_containerd.root / "etc/containerd") == before
+    assert (place.exists(), _everything(place)) == before
 
 
 @pytest.mark.parametrize("head", ["", "imports = ['conf.d/*.toml']\n"])

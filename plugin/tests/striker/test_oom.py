@@ -29,7 +29,7 @@ while True:
 
 def _limit(cgroup: Any, size: int) -> None:
     name = "memory.max" if cgroup.version == 2 else "memory.limit_in_bytes"
-    directory = cgroup.directories["unified" if cgroup.version == 2 else "memory"]
+    directory = cgroup.memory_dir
     if not (directory / name).exists():
         pytest.skip("this hierarchy has no memory controller")
     (directory / name).write_text(str(size))
