@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from expedited.errors import ExpeditedError
 from expedited.teardown.cgroup import Cgroup, CgroupGone
+from expedited.teardown.pidfd import Pidfd
 from expedited.teardown.proc import read_proc
 
 __all__ = ["Container", "InitGone", "StateError", "directory_of_state", "open_state", "read_container"]
@@ -31,13 +33,15 @@ class Container:
     """A container that a runtime keeps state of.
 
     ``init_start`` is field 22 of /proc/PID/stat, in clock ticks after boot: with it, a pid that was used again is told
-    from the container's init.
+    from the container's init. ``init`` is held from when the state was read, where it was there then: to ask that is 50 us
+    sooner at a kill than to read /proc.
     """
 
     directory: str
     init_pid: int
     init_start: int
     cgroup: Cgroup
+    init: Pidfd | None = field(default=None, compare=False)
 
     @property
     def id(self) -> str:
@@ -46,6 +50,8 @@ class Container:
 
     def is_running(self) -> bool:
         """Whether init is the same process still, and has not exited (a zombie's memory is back already)."""
+        if self.init is not None:
+            return not self.init.has_exited()
         fields = _stat(self.init_pid)
         if not fields or int(fields[19]) != self.init_start:
             return False
@@ -91,13 +97,17 @@ def read_container(directory: str, descriptor: int) -> Container:
             f"{directory}: the state file names no init process ({error}); is this a runtime's directory?"
         ) from None
     paths = state.get("cgroup_paths")
-    if isinstance(paths, dict):
-        return Container(directory, init_pid, init_start, Cgroup.from_runtime(paths))
-    container = Container(directory, init_pid, init_start, _cgroup_by_init(directory, init_pid, state))
+    recorded = paths if isinstance(paths, dict) else None
+    cgroup = Cgroup.from_runtime(recorded) if recorded is not None else _cgroup_by_init(directory, init_pid, state)
+    init = None
+    with suppress(OSError):
+        init = Pidfd.open(init_pid)
     fields = _stat(init_pid)
-    if not fields or int(fields[19]) != init_start:  # asked after that: the number may be somebody else's by now
+    if fields and int(fields[19]) == init_start:  # asked after all that: the number may be somebody else's by now
+        return Container(directory, init_pid, init_start, cgroup, init)
+    if recorded is None:
         raise InitGone(f"{directory}: its init, process {init_pid}, has exited")
-    return container
+    return Container(directory, init_pid, init_start, cgroup)
 
 
 def _cgroup_by_init(directory: str, pid: int, state: dict[str, Any]) -> Cgroup:

@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 from expedited.striker.container import Container
 from expedited.striker.log import Log
-from expedited.teardown.boost import Boost
 from expedited.teardown.ending import Ending
+from expedited.teardown.held import Held
 from expedited.teardown.linux import be_realtime
 from expedited.teardown.policy import Mode, Policy
 from expedited.teardown.reap import REAPER_PRIORITY
@@ -117,7 +117,7 @@ class Graces:
         elif not grace.ending.over:
             self._have_askers()
 
-    def take(self, key: str, *, wait: bool = True) -> tuple[Roster, Boost] | None:
+    def take(self, key: str, *, wait: bool = True) -> Held | None:
         """Its kill has come: nobody is asked any longer.
 
         Args:
@@ -125,8 +125,7 @@ class Graces:
             wait: For whoever has it in turn, as long as most turns take.
 
         Returns:
-            Its processes, and what they were helped by, now the caller's; None where none are held, or somebody has them in turn who
-            does not come back.
+            What was held of it, now the caller's; None where that is nothing, or somebody has it in turn who does not come back.
         """
         with self._changed:
             grace = self._held.get(key) or next(
@@ -137,7 +136,7 @@ class Graces:
             del self._held[grace.container.directory]
             grace.taken = True
             # Most turns take less than the listing that is saved; one that reaps may take long
-            if not self._changed.wait_for(lambda: not grace.in_turn, _TURN_SECONDS if wait else 0):
+            if grace.in_turn and not self._changed.wait_for(lambda: not grace.in_turn, _TURN_SECONDS if wait else 0):
                 return None
             self._drop_turn(grace)
         return grace.ending.hand_over()
@@ -163,11 +162,6 @@ class Graces:
             self._turns.clear()
         for grace in idle:
             grace.ending.close()
-
-    def holds(self, directory: str, pid: int) -> bool:
-        """Whether a pidfd that was opened for this process of the container is held, and it has not exited."""
-        grace = self._held.get(directory)
-        return grace is not None and grace.ending.roster.holds(pid)
 
     def _drop_turn(self, grace: _Grace) -> None:
         if grace in self._turns:

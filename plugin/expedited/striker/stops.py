@@ -131,7 +131,6 @@ class Stops:
         if not self._begin(key):
             raise TargetError(f"{container_id or cgroup.path}: a stop of it is in progress already")
         try:
-            roster, boost = self._graces.take(key) or (None, None)
             one = Strike(
                 cgroup,
                 replace(policy, mode=Mode.STRIKE, min_size_bytes=0),
@@ -139,8 +138,7 @@ class Stops:
                 container_id=container_id,
                 trigger=trigger,
                 reapers=self._reapers,
-                roster=roster,
-                boost=boost,
+                held=self._graces.take(key),
             )
             try:
                 one.signal()
@@ -204,7 +202,7 @@ class Stops:
     def _stop(self, kill: Kill, container: Container) -> None:
         policy = self.policy_of(container.id)
         mode = policy.mode
-        if mode is Mode.OFF or not self._is_running(container):
+        if mode is Mode.OFF or not container.is_running():
             return  # after init's exit the runtime's `kill --all` finds nobody: the memory is back already
         policy = policy.for_container(container.id)
         if not kill.held:
@@ -217,9 +215,6 @@ class Stops:
         if not self._begin(key):
             return
         try:
-            # Who only observes has no use for who is held, and is not to be waited for
-            held = self._graces.take(container.directory, wait=policy.mode is not Mode.OBSERVE)
-            roster, boost = held or (None, None)
             one = Strike(
                 container.cgroup,
                 policy,
@@ -229,8 +224,8 @@ class Stops:
                 runtime_kills=True,
                 started=kill.seen,
                 reapers=self._reapers,
-                roster=roster,
-                boost=boost,
+                # Who only observes has no use for who is held, and is not to be waited for
+                held=self._graces.take(container.directory, wait=policy.mode is not Mode.OBSERVE),
             )
             try:
                 if policy.mode is Mode.OBSERVE:
@@ -275,10 +270,6 @@ class Stops:
     def _is_being_struck(self, container: Container) -> bool:
         keys = (container.directory, _observed_key(container), _oom_key(container), container.cgroup.procs_dir)
         return any(key in self._active for key in keys)
-
-    def _is_running(self, container: Container) -> bool:
-        """By init's pidfd where that is held in advance: a look at its /proc/PID/stat takes 60 us of a kill's time."""
-        return self._graces.holds(container.directory, container.init_pid) or container.is_running()
 
     def _learn(self, descriptor: int) -> None:
         try:

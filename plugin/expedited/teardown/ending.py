@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from expedited.teardown.boost import Boost
 from expedited.teardown.cgroup import Cgroup
+from expedited.teardown.held import Held
 from expedited.teardown.linux import mrelease_support, process_mrelease
 from expedited.teardown.measure import MemoryWatch
 from expedited.teardown.policy import Mode, PageCache, Policy
@@ -125,12 +126,11 @@ class Ending:
         self.roster.close()
         self._watch.close()
 
-    def hand_over(self) -> tuple[Roster, Boost]:
+    def hand_over(self) -> Held:
         """To a strike: the kill has come, and may help who was only watched."""
         for victim in self._who_is_dying():
             victim.signalled = True
-        self._watch.close()
-        return self.roster, self.boost
+        return Held(self.roster, self.boost, self._watch)
 
     def _ask_also(self, victims: list[Victim]) -> None:
         for victim in victims[: _ASKED_AT_MOST - len(self._asked)]:

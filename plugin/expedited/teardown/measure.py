@@ -48,6 +48,7 @@ class MemoryWatch:
         stat = self._stat()
         if stat:
             self.before = cgroup.memory_by(stat)
+            self.back_seconds = None
 
     def sample(self, at_seconds: float) -> None:
         """Read once more; notes the first reading that has at least 95% of the memory back."""

@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 
 from expedited.teardown.linux import REAP_KILL, be_realtime, process_mrelease
+from expedited.teardown.pidfd import Pidfd
 from expedited.teardown.report import Fate
-from expedited.teardown.roster import Pidfd, Victim
+from expedited.teardown.roster import Victim
 
 __all__ = [
     "NOT_NOW",

@@ -15,9 +15,10 @@ import select
 from contextlib import suppress
 
 from expedited.teardown.cgroup import Cgroup
+from expedited.teardown.pidfd import Pidfd
 from expedited.teardown.report import Fate
 
-__all__ = ["DESCRIPTORS", "MOST_AT_ONCE", "Pidfd", "Roster", "Victim", "make_room_for_descriptors"]
+__all__ = ["DESCRIPTORS", "MOST_AT_ONCE", "Roster", "Victim", "make_room_for_descriptors"]
 
 #: How many pidfds one strike holds at once; a fork bomb is taken in several bites.
 MOST_AT_ONCE = 4096
@@ -41,22 +42,6 @@ def make_room_for_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with open(os.devnull, "rb") as file, suppress(OSError):
         os.close(os.dup2(file.fileno(), min(hard, DESCRIPTORS) - 1, inheritable=False))
-
-
-class Pidfd:
-    """A pidfd that is closed when the last reference to it goes, and not before.
-
-    A reaper may be in a system call with it when its strike ends. Were the number closed under it, it could be another
-    container's by the time that call begins.
-    """
-
-    __slots__ = ("number",)
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __del__(self) -> None:
-        os.close(self.number)
 
 
 class Victim:
@@ -95,13 +80,9 @@ class Victim:
             self.rss_bytes = next(filter(None, sizes), 0)
 
     def has_exited(self) -> bool:
-        """Whether it is a zombie or gone: then its pidfd is readable (pidfd_open(2))."""
+        """Whether it is a zombie or gone."""
         pidfd = self.pidfd
-        if pidfd is None:
-            return True
-        poller = select.poll()
-        poller.register(pidfd.number, select.POLLIN)
-        return bool(poller.poll(0))
+        return pidfd is None or pidfd.has_exited()
 
 
 def _resident_bytes(statm: str) -> int | None:
@@ -162,7 +143,7 @@ class Roster:
             if len(opened) >= MOST_AT_ONCE:
                 break
             try:
-                pidfd = Pidfd(os.pidfd_open(pid))
+                pidfd = Pidfd.open(pid)
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE):
                     break
@@ -202,11 +183,6 @@ class Roster:
             if self.living[pid].fate is None:
                 self._dismiss(self.living[pid])
         return [victim for victim in earlier if victim.pid in self.living] + newcomers
-
-    def holds(self, pid: int) -> bool:
-        """Whether a pidfd that was opened for this process is held here, and it has not exited."""
-        victim = self.living.get(pid)
-        return victim is not None and not victim.has_exited()
 
     def _dismiss(self, victim: Victim) -> None:
         self._watch()

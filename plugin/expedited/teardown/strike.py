@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from expedited.teardown.boost import Boost
 from expedited.teardown.cgroup import Cgroup, TargetError
+from expedited.teardown.held import Held
 from expedited.teardown.linux import mrelease_support, realtime
 from expedited.teardown.measure import MemoryWatch
 from expedited.teardown.orders import Killing, best_order
@@ -51,8 +52,7 @@ class Strike:
         runtime_kills: Whether a runtime is about to send its own SIGKILL; without one the order can only be LEAD.
         started: ``time.monotonic()`` of the moment the kill was seen; now, if not given.
         reapers: A warm pool; a strike without one makes its own.
-        roster: The container's processes, if they were enrolled in advance; this strike closes it.
-        boost: What those of them who are dying already were helped by; this strike ends it.
+        held: What was held of the container in advance; this strike lets go of it.
     """
 
     def __init__(
@@ -66,8 +66,7 @@ class Strike:
         runtime_kills: bool = False,
         started: float | None = None,
         reapers: Reapers | None = None,
-        roster: Roster | None = None,
-        boost: Boost | None = None,
+        held: Held | None = None,
     ) -> None:
         self.cgroup = cgroup
         self.policy = policy
@@ -78,8 +77,6 @@ class Strike:
         self._trigger = trigger
         self._story = Story(started)
         self._own_reapers: Reapers | None = None
-        self._roster = Roster(cgroup) if roster is None else roster
-        self._boost = boost or Boost(cgroup)
         self._signalled: float | None = None
         self._answered: float | None = None
         self._dropped_bytes = 0
@@ -87,7 +84,11 @@ class Strike:
         self._follow_until = float("inf")
         self._skipped = ""
         self._ending: set[Victim] = set()  # who was dying before the kill
-        self._watch = MemoryWatch(cgroup)
+        if held is None:
+            held = Held(Roster(cgroup), Boost(cgroup), MemoryWatch(cgroup))
+        else:
+            held.watch.begin_anew(cgroup)
+        self._roster, self._boost, self._watch = held
         self._support = mrelease_support()
         self._killing: Killing | None = None  # of whom only observes there is none
         if policy.mode is not Mode.OBSERVE:

@@ -115,8 +115,7 @@ def test_a_strike_takes_over_who_is_held(cgroup_v1: Any, hog: Any) -> None:
         dying.send_signal(signal.SIGKILL)
         assert ending.turn(KEEP) is None
         assert ending.dying == 1
-        roster, boost = ending.hand_over()
-        one = Strike(cgroup, KEEP, init_pid=living.pid, roster=roster, boost=boost)
+        one = Strike(cgroup, KEEP, init_pid=living.pid, held=ending.hand_over())
         assert one.signal() is Outcome.STRUCK
         report = one.finish()  # it has let them go, to die
     assert (report.outcome, report.process_count) == (Outcome.STRUCK, 2)

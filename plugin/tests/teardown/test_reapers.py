@@ -16,8 +16,9 @@ from expedited.teardown import Cgroup, Fate, Policy, Reapers, strike
 from expedited.teardown import reap as reap_module
 from expedited.teardown.linux import mrelease_support, process_mrelease
 from expedited.teardown.orders import Killing
+from expedited.teardown.pidfd import Pidfd
 from expedited.teardown.reap import kill_and_reap, reap
-from expedited.teardown.roster import Pidfd, Roster, Victim
+from expedited.teardown.roster import Roster, Victim
 
 
 def open_descriptors() -> int:
@@ -25,7 +26,7 @@ def open_descriptors() -> int:
 
 
 def victim_of(pid: int) -> Victim:
-    return Victim(pid, Pidfd(os.pidfd_open(pid)))
+    return Victim(pid, Pidfd.open(pid))
 
 
 def test_the_kernel_tells_what_it_can_do_without_a_victim() -> None:
