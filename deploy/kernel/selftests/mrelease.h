@@ -92,13 +92,15 @@ static inline double now(void)
 /* --- TAP --- */
 
 static int tap_count, tap_failed;
+/* A program of 32 bits runs some of the tests once more, under names of its own. */
+static const char *const tap_suffix = sizeof(long) == 4 ? "_in_32_bits" : "";
 
 __attribute__((format(printf, 3, 4)))
 static inline void tap(bool ok, const char *name, const char *format, ...)
 {
 	va_list arguments;
 
-	printf("%s %d %s # ", ok ? "ok" : "not ok", ++tap_count, name);
+	printf("%s %d %s%s # ", ok ? "ok" : "not ok", ++tap_count, name, tap_suffix);
 	va_start(arguments, format);
 	vprintf(format, arguments);
 	va_end(arguments);
@@ -113,7 +115,7 @@ static inline void tap_skip(const char *name, const char *format, ...)
 {
 	va_list arguments;
 
-	printf("ok %d %s # SKIP ", ++tap_count, name);
+	printf("ok %d %s%s # SKIP ", ++tap_count, name, tap_suffix);
 	va_start(arguments, format);
 	vprintf(format, arguments);
 	va_end(arguments);

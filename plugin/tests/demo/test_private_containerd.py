@@ -17,6 +17,7 @@ from expedited.demo.cri import ContainerSpec, CriError, Mount, PodSpec
 from expedited.demo.daemon import PrivateContainerd
 from expedited.demo.image import HOG_IMAGE
 from expedited.errors import ExpeditedError
+from support.waiting import wait_for
 
 
 def test_a_pod_runs_in_the_cgroup_and_the_state_directory_that_are_said(containerd, make_container):
@@ -47,11 +48,8 @@ def test_hog_as_pid_1_reaps_what_is_left_to_it(containerd, make_container):
     hog = make_container("--children", "2")
     children = leftovers.processes_in(hog.cgroup) - {hog.pid}
     leftovers.kill_all(children)
-    give_up_at = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < give_up_at:
-        time.sleep(0.01)
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), "they are left")
     assert leftovers.processes_in(hog.cgroup) == {hog.pid}
-    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
 
 
 def test_hog_holds_what_it_was_asked_for(containerd, make_container, tmp_path):

@@ -250,9 +250,9 @@ def test_with_nri_the_policy_is_there_before_the_container_runs(
 
 
 def test_the_file_has_a_default_for_a_namespace(
-    containerd: PrivateContainerd, start: StartAgent, make_pod: MakePod, make_container: MakeContainer, run_dir: str
+    containerd: PrivateContainerd, start: StartAgent, make_pod: MakePod, make_container: MakeContainer, run_dir: Path
 ) -> None:
-    file = Path(run_dir) / "config.yaml"
+    file = run_dir / "config.yaml"
     file.write_text("policy: {mode: observe}\nnamespaces:\n  web: {mode: strike, min-size: 2Mi}\n")
     agent = start(f"--config={file}")
     outcomes = []

@@ -15,6 +15,7 @@ from expedited.demo.daemon import PrivateContainerd
 from expedited.demo.image import HOG_IMAGE
 from expedited.teardown import Cgroup, Mode, Policy
 from expedited.teardown.report import Fate, Outcome
+from support.waiting import wait_for
 
 MakePod = Callable[..., Pod]
 MakeContainer = Callable[..., Any]
@@ -110,10 +111,7 @@ def test_a_natural_exit_is_never_struck(
 ) -> None:
     spec = ContainerSpec(HOG_IMAGE, command=("/hog", "--bytes", "16M", "--exit-after-ms", "300"))
     hog = make_container(spec=spec)
-    deadline = time.monotonic() + 20
-    while containerd.cri.container(hog.id).state != "exited":
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: containerd.cri.container(hog.id).state == "exited", "it does not exit")
     containerd.cri.remove_container(hog.id)
     assert striker.reports() == []
 

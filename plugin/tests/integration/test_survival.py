@@ -19,6 +19,7 @@ from expedited.cli.install import close_gate
 from expedited.demo.cri import Pod
 from expedited.demo.daemon import PrivateContainerd
 from expedited.teardown.hierarchies import hierarchies
+from support.waiting import wait_for
 
 Agent = Any
 StartAgent = Callable[..., Agent]
@@ -146,7 +147,7 @@ def test_containerd_may_come_go_and_come_back(
 
 
 @contextmanager
-def striker_of_version(version: str, run_dir: str, state_root: str) -> Iterator[int]:
+def striker_of_version(version: str, run_dir: Path, state_root: str) -> Iterator[int]:
     """A striker that says it is of that version; its supervisor's pid."""
     program = (
         "import sys, expedited; expedited.__version__ = sys.argv[1]; "
@@ -166,7 +167,7 @@ def striker_of_version(version: str, run_dir: str, state_root: str) -> Iterator[
 
 
 def test_a_striker_of_another_version_is_replaced(
-    containerd: PrivateContainerd, start: StartAgent, run_dir: str, make_container: MakeContainer
+    containerd: PrivateContainerd, start: StartAgent, run_dir: Path, make_container: MakeContainer
 ) -> None:
     with striker_of_version("0.0.1", run_dir, containerd.state_root) as old:
         agent = start()
@@ -301,7 +302,7 @@ def test_a_second_agent_in_the_same_run_dir_gives_way(
 
 def test_containerd_starts_it_as_a_pre_installed_plugin(
     containerd: PrivateContainerd,
-    run_dir: str,
+    run_dir: Path,
     make_container: MakeContainer,
     start_agent: StartAgent,
     alive: Callable[[int], bool],
@@ -309,7 +310,7 @@ def test_containerd_starts_it_as_a_pre_installed_plugin(
     early = make_container("--bytes", "16M")
     program = Path(sys.executable).with_name("expedited")
     plugin = containerd.nri_plugin_dir / "10-expedited"
-    log = Path(run_dir) / "plugin.log"
+    log = run_dir / "plugin.log"
     flags = f"--run-dir={run_dir} --state-root='{containerd.state_root}' --metrics-address= --containerd-socket="
     plugin.write_text(f"#!/bin/sh\nexec {program} run --nri-socket= {flags} --log-format=json >>{log} 2>&1\n")
     plugin.chmod(0o755)
@@ -318,10 +319,7 @@ def test_containerd_starts_it_as_a_pre_installed_plugin(
         return log.exists() and event in log.read_text()
 
     def wait_until(condition: Callable[[], bool]) -> None:
-        give_up_at = time.monotonic() + 30
-        while not condition():
-            assert time.monotonic() < give_up_at, log.read_text() if log.exists() else "it was not started"
-            time.sleep(0.02)
+        wait_for(condition, lambda: log.read_text() if log.exists() else "it was not started")
 
     try:
         containerd.restart()

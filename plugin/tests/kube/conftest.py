@@ -29,6 +29,7 @@ import pytest
 from expedited.kube import Access
 from expedited.stop import Stop
 from expedited.teardown.report import Fate, Memory, Outcome, ProcessReport, Report, Step
+from support.waiting import wait_for
 
 _METADATA_ONLY = "as=PartialObjectMetadataList"
 _BOOKMARK_SECONDS = 0.1
@@ -176,11 +177,8 @@ class ApiServerInTest:
         return Access("127.0.0.1", self.port, **values)
 
     def wait(self, condition: Callable[[], object], what: str = "") -> None:
-        """For use in a thread; 20 s at most."""
-        give_up_at = time.monotonic() + 20
-        while not condition():
-            assert time.monotonic() < give_up_at, what
-            time.sleep(0.005)
+        """For use in a thread."""
+        wait_for(condition, what)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -13,6 +13,7 @@ import pytest
 from expedited.kube import ApiServer
 from expedited.kube.recorder import EventRecorder
 from expedited.teardown.report import Memory, Outcome
+from support.waiting import happens
 
 MakeStop = Callable[..., Any]
 
@@ -20,15 +21,6 @@ MakeStop = Callable[..., Any]
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("expedited.kube.recorder._GATHER_SECONDS", 0.1)
-
-
-async def _until(condition: Callable[[], object], what: str) -> None:
-    try:
-        async with asyncio.timeout(30):
-            while not condition():  # noqa: ASYNC110 - what it waits for happens in the server's thread
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        pytest.fail(f"never: {what}")
 
 
 @asynccontextmanager
@@ -48,7 +40,7 @@ async def _recording(api: Any, **changes: Any) -> AsyncIterator[EventRecorder]:
 async def test_a_stop_becomes_an_event_on_its_pod(api: Any, make_stop: MakeStop) -> None:
     async with _recording(api) as recorder:
         recorder.add(make_stop(page_cache_dropped_bytes=64 << 20))
-        await _until(lambda: api.events, "an Event")
+        await happens(lambda: api.events, "an Event")
     (event,) = api.events
     assert event["type"] == "Normal"
     assert event["reason"] == "MemoryReturned"
@@ -69,7 +61,7 @@ async def test_the_containers_of_one_pod_are_told_together(api: Any, make_stop: 
     async with _recording(api) as recorder:
         recorder.add(make_stop(container="nginx"))
         recorder.add(make_stop(container="sidecar", before=Memory(512 << 20, 0, 0, 0), memory_back_seconds=0.5))
-        await _until(lambda: api.events, "an Event")
+        await happens(lambda: api.events, "an Event")
     (event,) = api.events
     assert event["count"] == 2
     assert event["message"] == (
@@ -81,11 +73,11 @@ async def test_the_containers_of_one_pod_are_told_together(api: Any, make_stop: 
 async def test_a_pod_that_is_killed_again_and_again_is_told_of_seldom(api: Any, make_stop: MakeStop) -> None:
     async with _recording(api) as recorder:
         recorder.add(make_stop())
-        await _until(lambda: api.events, "the first Event")
+        await happens(lambda: api.events, "the first Event")
         for _ in range(50):
             recorder.add(make_stop())
         recorder.add(make_stop(pod="other"))
-        await _until(lambda: len(api.events) == 2, "the other pod's Event")
+        await happens(lambda: len(api.events) == 2, "the other pod's Event")
     assert [event["involvedObject"]["name"] for event in api.events] == ["web", "other"]
 
 
@@ -99,7 +91,7 @@ async def test_a_strike_that_failed_its_deadline_is_a_warning(api: Any, make_sto
                 gone_seconds=None,
             )
         )
-        await _until(lambda: api.events, "an Event")
+        await happens(lambda: api.events, "an Event")
     (event,) = api.events
     assert (event["type"], event["reason"]) == ("Warning", "MemoryReturnSlow")
     assert event["message"] == (
@@ -110,7 +102,7 @@ async def test_a_strike_that_failed_its_deadline_is_a_warning(api: Any, make_sto
 async def test_what_was_only_observed_says_so(api: Any, make_stop: MakeStop) -> None:
     async with _recording(api) as recorder:
         recorder.add(make_stop(outcome=Outcome.OBSERVED, mode="observe", memory_back_seconds=24.0))
-        await _until(lambda: api.events, "an Event")
+        await happens(lambda: api.events, "an Event")
     assert api.events[0]["message"] == (
         "nginx: 1.0 GiB of memory back 24.0 s after the kill; the runtime's own kill, observed only"
     )
@@ -119,14 +111,14 @@ async def test_what_was_only_observed_says_so(api: Any, make_stop: MakeStop) -> 
 async def test_who_ended_within_the_grace_period_was_killed_by_nobody(api: Any, make_stop: MakeStop) -> None:
     async with _recording(api) as recorder:
         recorder.add(make_stop(outcome=Outcome.EXITED, trigger="grace", memory_back_seconds=0.06))
-        await _until(lambda: api.events, "an Event")
+        await happens(lambda: api.events, "an Event")
     assert api.events[0]["message"] == "nginx: 1.0 GiB of memory back 0.060 s after the end was seen"
 
 
 async def test_an_end_that_was_only_observed_says_so(api: Any, make_stop: MakeStop) -> None:
     async with _recording(api) as recorder:
         recorder.add(make_stop(outcome=Outcome.WATCHED, mode="observe", trigger="grace", memory_back_seconds=24.0))
-        await _until(lambda: api.events, "an Event")
+        await happens(lambda: api.events, "an Event")
     assert api.events[0]["message"] == "nginx: 1.0 GiB of memory back 24.0 s after the end was seen; observed only"
 
 
@@ -138,7 +130,7 @@ async def test_what_is_nobodys_news_makes_no_event(api: Any, make_stop: MakeStop
         recorder.add(make_stop(pod="small-and-slow", outcome=Outcome.DEADLINE, before=Memory(1, 0, 0, 0)))
         recorder.add(make_stop(pod=""))
         recorder.add(make_stop(pod="just-enough", before=Memory(256 << 20, 0, 0, 0)))
-        await _until(lambda: api.events, "an Event")
+        await happens(lambda: api.events, "an Event")
         await asyncio.sleep(0.3)
     assert [event["involvedObject"]["name"] for event in api.events] == ["just-enough"]
 
@@ -146,11 +138,11 @@ async def test_what_is_nobodys_news_makes_no_event(api: Any, make_stop: MakeStop
 async def test_a_drain_of_a_hundred_pods_makes_at_most_25_events_a_second(api: Any, make_stop: MakeStop) -> None:
     async with _recording(api) as recorder:
         recorder.add(make_stop(pod="before"))  # with a connection that is there, the times are those of the sending
-        await _until(lambda: recorder.created == 1, "the first")
+        await happens(lambda: recorder.created == 1, "the first")
         await asyncio.sleep(0.5)
         for number in range(100):
             recorder.add(make_stop(pod=f"pod-{number}"))
-        await _until(lambda: recorder.created == 101, "all hundred")
+        await happens(lambda: recorder.created == 101, "all hundred")
     times = [request.at for request in api.asked("POST", "/api/v1/namespaces/shop/events")][1:]
     busiest = max(sum(start <= at < start + 1 for at in times) for start in times)
     print(f"busiest second: {busiest} Events; all 100 within {times[-1] - times[0]:.1f} s")
@@ -166,7 +158,7 @@ async def test_events_wait_for_a_server_that_is_away_and_come_once(api: Any, mak
         recorder.add(make_stop(pod="two"))
         await asyncio.sleep(0.3)
         api.start()
-        await _until(lambda: recorder.created == 2, "both")
+        await happens(lambda: recorder.created == 2, "both")
         assert recorder.dropped == 0
     assert sorted(event["involvedObject"]["name"] for event in api.events) == ["one", "two"]
 
@@ -174,11 +166,11 @@ async def test_events_wait_for_a_server_that_is_away_and_come_once(api: Any, mak
 async def test_an_event_whose_answer_was_lost_is_not_made_twice(api: Any, make_stop: MakeStop) -> None:
     async with _recording(api) as recorder:
         recorder.add(make_stop(pod="before"))
-        await _until(lambda: api.events, "a connection that is kept")
+        await happens(lambda: api.events, "a connection that is kept")
         api.drop_connections()
         recorder.add(make_stop(pod="after"))
-        await _until(lambda: len(api.events) == 2, "the second")
-        await _until(lambda: recorder.created == 2, "it is counted")
+        await happens(lambda: len(api.events) == 2, "the second")
+        await happens(lambda: recorder.created == 2, "it is counted")
         assert recorder.dropped == 0
 
 
@@ -187,9 +179,9 @@ async def test_what_ends_after_an_answer_was_lost_is_another_event(api: Any, mak
     async with _recording(api) as recorder:
         api.refusals = [("/api/v1/namespaces/shop/events", 503, {})] * 3
         recorder.add(make_stop(pod="web", container="first"))
-        await _until(lambda: not api.refusals, "three tries")
+        await happens(lambda: not api.refusals, "three tries")
         recorder.add(make_stop(pod="web", container="second"))
-        await _until(lambda: recorder.created == 1, "the first")
+        await happens(lambda: recorder.created == 1, "the first")
     assert [event["count"] for event in api.events] == [1]
     assert "first" in api.events[0]["message"]
 
@@ -212,7 +204,7 @@ async def test_the_connection_is_kept_between_events(api: Any, make_stop: MakeSt
     async with _recording(api) as recorder:
         for number in range(5):
             recorder.add(make_stop(pod=f"pod-{number}"))
-        await _until(lambda: len(api.events) == 5, "all five")
+        await happens(lambda: len(api.events) == 5, "all five")
         assert len(api._open) == 1
 
 
@@ -221,7 +213,7 @@ async def test_a_server_that_is_busy_is_asked_again(api: Any, make_stop: MakeSto
     api.refusals = [("/api/v1/namespaces/shop/events", status, {})] * 3
     async with _recording(api) as recorder:
         recorder.add(make_stop())
-        await _until(lambda: api.events, "an Event")
+        await happens(lambda: api.events, "an Event")
         assert recorder.dropped == 0
     assert len(api.requests) == 4
 
@@ -232,9 +224,9 @@ async def test_what_is_refused_for_good_is_dropped(api: Any, make_stop: MakeStop
     api.refusals = [("/api/v1/namespaces/shop/events", status, {})]
     async with _recording(api) as recorder:
         recorder.add(make_stop(pod="refused"))
-        await _until(lambda: recorder.dropped, "it is dropped")
+        await happens(lambda: recorder.dropped, "it is dropped")
         recorder.add(make_stop(pod="next"))
-        await _until(lambda: api.events, "the next")
+        await happens(lambda: api.events, "the next")
     assert [event["involvedObject"]["name"] for event in api.events] == ["next"]
 
 
@@ -258,7 +250,7 @@ async def test_an_event_of_yesterday_is_not_told(api: Any, make_stop: MakeStop) 
     task = asyncio.create_task(recorder.run())
     now[0] += 3700
     recorder._news.set()
-    await _until(lambda: recorder.dropped == 1, "it is dropped")
+    await happens(lambda: recorder.dropped == 1, "it is dropped")
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
@@ -267,7 +259,7 @@ async def test_long_names_make_events_that_kubernetes_takes(api: Any, make_stop:
     async with _recording(api) as recorder:
         for number in range(30):
             recorder.add(make_stop(pod="p" * 253, container=f"{number:02}{'c' * 61}"))
-        await _until(lambda: recorder.created or recorder.dropped, "an Event")
+        await happens(lambda: recorder.created or recorder.dropped, "an Event")
         assert recorder.created == 1
     assert "and 24 more" in api.events[0]["message"]
 

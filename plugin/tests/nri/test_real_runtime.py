@@ -20,6 +20,7 @@ from expedited.demo.daemon import PrivateContainerd
 from expedited.demo.image import HOG_IMAGE, import_workloads
 from expedited.nri import ContainerState, session
 from expedited.teardown.cgroup import Cgroup
+from support.waiting import wait_for
 
 _LIFE = ["container_created", "container_starting", "container_started", "container_stopped", "container_removed"]
 
@@ -141,10 +142,7 @@ async def test_a_containerd_that_is_restarted_is_found_again(
 
 
 def _wait_collected(pid: int) -> None:
-    give_up_at = time.monotonic() + 60
-    while Path(f"/proc/{pid}").exists():
-        assert time.monotonic() < give_up_at
-        time.sleep(0.01)
+    wait_for(lambda: not Path(f"/proc/{pid}").exists(), f"{pid} is not collected")
 
 
 async def test_a_containerd_that_is_killed_is_found_again_without_what_ended_meanwhile(

@@ -6,11 +6,9 @@ import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,8 +18,8 @@ import pytest
 
 from expedited.demo.cache import built_once, content_key
 from expedited.demo.image import workload_binary
-from expedited.striker.link import StrikerLink
-from expedited.teardown.report import Report
+from support.striker import StrikerProcess
+from support.waiting import wait_for
 
 _RUNC = Path(__file__).with_name("runc.c")
 
@@ -36,95 +34,6 @@ def _build(directory: Path) -> None:
 def runc_binary() -> Path:
     key = content_key([_RUNC.read_bytes(), platform.machine().encode()])
     return built_once("test-runc", key, _build) / "runc"
-
-
-def wait_for(condition: Callable[[], object], complaint: str, timeout_seconds: float = 30.0) -> None:
-    give_up_at = time.monotonic() + timeout_seconds
-    while not condition():
-        assert time.monotonic() < give_up_at, complaint
-        time.sleep(0.01)
-
-
-class StrikerProcess:
-    """``python -m expedited.striker``, READY."""
-
-    def __init__(self, run_dir: Path, options: tuple[str, ...], **popen: Any) -> None:
-        self.run_dir = run_dir
-        self.socket = str(run_dir / "striker.sock")
-        self.log_path = run_dir / "log"
-        command = [sys.executable, "-m", "expedited.striker", f"--run-dir={run_dir}", *options]
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, **popen)
-        assert self.process.stdout is not None
-        try:
-            line = self.process.stdout.readline()
-            assert line, f"the striker did not start: {self.log}"
-            self.ready = json.loads(line)
-            self.link = StrikerLink.connect(self.socket)
-        except BaseException:
-            self.process.kill()  # and its gate with it
-            raise
-
-    @property
-    def log(self) -> str:
-        return self.log_path.read_text()
-
-    def status(self) -> dict[str, Any]:
-        with StrikerLink.connect(self.socket) as link:
-            return link.ask("status")
-
-    def reports(self) -> list[Report]:
-        with StrikerLink.connect(self.socket) as link:
-            return [Report.from_json(report) for report in link.ask("reports", after=0)["reports"]]
-
-    def policy(self, **policy: Any) -> None:
-        self.link.send("policy", default=policy)
-        self.status()  # its answer comes after the policy was taken
-
-    def said(self, what: str, **fields: Any) -> dict[str, Any]:
-        """The next message that is ``what`` and has those fields."""
-        give_up_at = time.monotonic() + 30
-        while time.monotonic() < give_up_at:
-            message = self.link.receive(1.0)
-            if message and message["is"] == what and fields.items() <= message.items():
-                return message
-        raise AssertionError(f"no {what} {fields}; the log: {self.log}")
-
-    def report_of(self, container_id: str) -> Report:
-        give_up_at = time.monotonic() + 30
-        while time.monotonic() < give_up_at:
-            report = self.said("report")["report"]
-            if report["container_id"] == container_id:
-                return Report.from_json(report)
-        raise AssertionError(f"no report of {container_id}; the log: {self.log}")
-
-    def wait_gated(self, *container_ids: str) -> None:
-        wait_for(lambda: set(container_ids) <= set(self.status()["gated"]), f"not gated: {container_ids}")
-
-    def wait_for_gate_number(self, restarts: int) -> dict[str, Any]:
-        """Until so many gates have failed and another is up."""
-        found: dict[str, Any] = {}
-
-        def is_up() -> bool:
-            with suppress(Exception):
-                found.update(self.status())
-            return found.get("restarts") == restarts
-
-        wait_for(is_up, f"no gate number {restarts}: {found}; {self.log}")
-        self.link.close()
-        self.link = StrikerLink.connect(self.socket)
-        return found
-
-    def close(self) -> None:
-        self.link.close()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                assert self.process.wait(30) == 0, self.log
-            finally:
-                self.process.kill()
 
 
 class Node:
@@ -242,12 +151,9 @@ def make_striker(node: Node) -> Iterator[Callable[..., StrikerProcess]]:
             run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="expedited-run-")))
             if not any(option.startswith("--hold-executions") for option in options):
                 options = (*options, "--hold-executions=off")
-            # A worker that gets no CPU for 50 ms is this machine's affair, and not what a test is about
-            if not any(option.startswith("--budget") for option in options):
-                options = (*options, "--budget=1")
             if not any(option.startswith("--state-root") for option in options):
                 options = (*options, f"--state-root={node.state_root}")
-            one = StrikerProcess(run_dir, options, **popen)
+            one = StrikerProcess(run_dir, *options, **popen)
             stack.callback(one.close)
             return one
 
