@@ -11,18 +11,16 @@ import asyncio
 import os
 import socket
 import stat
-import struct
 from pathlib import Path
 
 import structlog
 
 from expedited.errors import ExpeditedError
+from expedited.striker.link import peer
 
 __all__ = ["Relay", "private_directory", "refuse_if_listened_at"]
 
 _CHUNK_BYTES = 64 << 10
-# struct ucred of linux/socket.h: pid, uid, gid
-_UCRED = struct.Struct("iII")
 
 _log = structlog.get_logger(__name__)
 
@@ -131,9 +129,9 @@ class Relay:
             pass
 
     def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        pid, uid, _ = _peer(writer)
-        if uid not in (0, os.geteuid()):
-            _log.warning("refused a client of the control API", uid=uid, pid=pid)
+        client = peer(writer.get_extra_info("socket"))
+        if client.uid not in (0, os.geteuid()):
+            _log.warning("refused a client of the control API", uid=client.uid, pid=client.pid)
             writer.close()
             return
         visit = asyncio.get_running_loop().create_task(self._carry(reader, writer))
@@ -162,12 +160,6 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.write(chunk)
         await writer.drain()
     writer.write_eof()
-
-
-def _peer(writer: asyncio.StreamWriter) -> tuple[int, int, int]:
-    raw = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    pid, uid, gid = _UCRED.unpack(raw)
-    return pid, uid, gid
 
 
 def _mode_of(path: str) -> int:

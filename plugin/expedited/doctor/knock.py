@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import socket
-import struct
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+
+from expedited.striker.link import peer
 
 __all__ = ["ANSWER_SECONDS", "Door", "Knock", "knock"]
 
 #: How long anybody has to answer: the whole examination is to take less than three seconds, whatever hangs.
 ANSWER_SECONDS = 2.0
-
-_UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
 
 
 class Door(Enum):
@@ -44,8 +43,7 @@ def knock(path: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> Knock:
         with socket.socket(socket.AF_UNIX, kind) as visitor:
             visitor.settimeout(ANSWER_SECONDS)
             visitor.connect(path)
-            pid, _, _ = _UCRED.unpack(visitor.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-            return Knock(Door.OPEN, pid)
+            return Knock(Door.OPEN, peer(visitor).pid)
     except PermissionError:
         return Knock(Door.CLOSED)
     except ConnectionRefusedError:

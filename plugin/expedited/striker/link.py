@@ -10,26 +10,38 @@ import os
 import select
 import socket
 import struct
+from dataclasses import dataclass
 from typing import Any
 
 from expedited.errors import ExpeditedError
 
-__all__ = ["PACKET_AT_MOST", "StrikerLink", "StrikerUnreachable", "peer_uid"]
+__all__ = ["PACKET_AT_MOST", "Peer", "StrikerLink", "StrikerUnreachable", "peer"]
 
 #: The largest packet, in bytes: a report with 64 processes and its steps has some 10 KB.
 PACKET_AT_MOST = 160_000
 
-_UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
+_UCRED = struct.Struct("=iII")  # struct ucred of include/linux/socket.h: pid, uid, gid
 
 
 class StrikerUnreachable(ExpeditedError):
     """No striker listens at that socket, or it has ended."""
 
 
-def peer_uid(connection: socket.socket) -> int:
-    """Who is at the other end of a unix socket, as the kernel noted it when it was connected."""
-    uid: int = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[1]
-    return uid
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A process at the other end of a unix socket; ``pid`` is 0 where it has no number in our pid namespace."""
+
+    pid: int
+    uid: int
+
+
+def peer(connection: socket.socket) -> Peer:
+    """Who connected, of a socket that was accepted; who listens, of one that was connected (SO_PEERCRED, unix(7)).
+
+    The kernel has noted it at that time, and it holds whatever becomes of the socket's mode.
+    """
+    pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return Peer(pid, uid)
 
 
 class StrikerLink:

@@ -13,7 +13,7 @@ from typing import Any
 
 from expedited.errors import ExpeditedError
 from expedited.striker.container import open_state, read_container
-from expedited.striker.link import PACKET_AT_MOST, peer_uid
+from expedited.striker.link import PACKET_AT_MOST, peer
 from expedited.striker.log import Log
 from expedited.striker.roots import Roots
 from expedited.striker.stops import Stops
@@ -104,8 +104,9 @@ class Server:
             connection, _ = self._listener.accept()
         except OSError:
             return
-        if peer_uid(connection) not in (0, os.getuid()):
-            self._log.warning(f"a process of user {peer_uid(connection)} was turned away")
+        visitor = peer(connection)
+        if visitor.uid not in (0, os.getuid()):
+            self._log.warning(f"a process of user {visitor.uid} was turned away")
             connection.close()
             return
         connection.setblocking(False)
