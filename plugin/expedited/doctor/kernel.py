@@ -12,14 +12,15 @@ from collections.abc import Iterator
 
 from expedited.doctor.child import child
 from expedited.doctor.finding import Area, Finding, Level
-from expedited.teardown.linux import MreleaseSupport, mrelease_support, pidfd_exit_code, process_mrelease
+from expedited.teardown.linux import MreleaseSupport, mrelease_support, process_mrelease
 
 __all__ = ["look"]
 
 # include/uapi/linux/pidfd.h
 _PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, the first version of struct pidfd_info: 64 bytes)
 _PIDFD_INFO_CGROUPID = 1 << 2
-_PIDFD_INFO = struct.Struct("=QQ12I")
+_PIDFD_INFO_EXIT = 1 << 3
+_PIDFD_INFO = struct.Struct("=QQ11Ii")  # mask, cgroupid, then numbers that are not asked for, and exit_code
 
 _EXIT_CODE = 7
 _PATIENCE_SECONDS = 1.0
@@ -105,12 +106,7 @@ def _pidfd_info() -> Finding:
 
 def _tells_cgroup(pidfd: int) -> bool:
     # Linux kernel commit cdda1f26e74b ("pidfd: add ioctl to retrieve pid info") (in v6.13)
-    info = bytearray(_PIDFD_INFO.pack(_PIDFD_INFO_CGROUPID, *[0] * 13))
-    try:
-        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
-    except OSError:
-        return False
-    return bool(_PIDFD_INFO.unpack(info)[0] & _PIDFD_INFO_CGROUPID)
+    return _ask_pidfd(pidfd, _PIDFD_INFO_CGROUPID) is not None
 
 
 def _tells_exit_status() -> bool:
@@ -120,12 +116,23 @@ def _tells_exit_status() -> bool:
             pidfd = os.pidfd_open(process.pid)
             try:
                 process.wait(timeout=_PATIENCE_SECONDS)
-                status = pidfd_exit_code(pidfd)
+                told = _ask_pidfd(pidfd, _PIDFD_INFO_EXIT)
             finally:
                 os.close(pidfd)
     except (OSError, subprocess.TimeoutExpired):
         return False
-    return status is not None and os.waitstatus_to_exitcode(status) == _EXIT_CODE
+    return told is not None and os.waitstatus_to_exitcode(told[-1]) == _EXIT_CODE
+
+
+def _ask_pidfd(pidfd: int, wanted: int) -> tuple[int, ...] | None:
+    """PIDFD_GET_INFO: struct pidfd_info with what is wanted filled in; None where the kernel can't."""
+    info = bytearray(_PIDFD_INFO.pack(wanted, *[0] * 13))
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
+    except OSError:
+        return None
+    told = _PIDFD_INFO.unpack(info)
+    return told if told[0] & wanted else None
 
 
 def _throttling() -> Finding | None:

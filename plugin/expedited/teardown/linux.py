@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +22,6 @@ __all__ = [
     "be_realtime",
     "lock_memory",
     "mrelease_support",
-    "pidfd_exit_code",
     "process_mrelease",
     "realtime",
 ]
@@ -40,12 +37,6 @@ KEEP_FILE = 1 << 1
 _MCL_CURRENT = 1
 _MCL_FUTURE = 2
 _MCL_ONFAULT = 4
-
-# include/uapi/linux/pidfd.h
-_PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, 64 bytes: the first version of struct pidfd_info)
-_PIDFD_INFO_EXIT = 1 << 3
-_PIDFD_INFO = struct.Struct("=QQ12I")
-_PIDFD_INFO_EXIT_CODE = struct.Struct("=i")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # Through CDLL (not PyDLL) the interpreter lock is let go for the length of the call: reaping a gigabyte takes long.
@@ -98,24 +89,6 @@ def mrelease_support() -> MreleaseSupport:
         reap_kill=process_mrelease(-1, REAP_KILL) == errno.EBADF,
         keep_file=process_mrelease(-1, KEEP_FILE) == errno.EBADF,
     )
-
-
-def pidfd_exit_code(pidfd: int) -> int | None:
-    """The wait status of a process that has exited and been waited for by its parent.
-
-    Returns:
-        The status as ``os.waitpid`` gives it; None where the kernel does not tell (PIDFD_INFO_EXIT: Linux 6.15).
-    """
-    info = bytearray(_PIDFD_INFO.pack(_PIDFD_INFO_EXIT, *[0] * 13))
-    try:
-        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
-    except OSError:
-        return None
-    mask = int.from_bytes(info[:8], "little" if struct.pack("=H", 1)[0] else "big")
-    if not mask & _PIDFD_INFO_EXIT:
-        return None
-    code: int = _PIDFD_INFO_EXIT_CODE.unpack_from(info, 60)[0]
-    return code
 
 
 def lock_memory() -> None:
