@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterable
 
 from expedited.teardown.cgroup import Cgroup
+from expedited.teardown.files import read, try_write
 from expedited.teardown.hierarchies import hierarchies
 from expedited.teardown.roster import Victim
 
@@ -230,19 +231,9 @@ class Boost:
 
 
 def _read(path: str) -> str:
-    with open(path, encoding="ascii") as file:
-        return file.read().strip()
+    return read(path).decode("ascii").strip()
 
 
 def _write(path: str, value: str) -> bool:
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        os.write(descriptor, value.encode() or b"\n")
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
+    # What was empty (version 2: no CPU set of its own) is put back by an empty line: to write nothing is no order
+    return try_write(path, value.encode() or b"\n")

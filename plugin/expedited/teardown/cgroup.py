@@ -14,6 +14,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from expedited.errors import ExpeditedError, UsageError
+from expedited.teardown.files import read, write
 from expedited.teardown.hierarchies import hierarchies
 from expedited.teardown.memory_stat import memory
 from expedited.teardown.report import Memory
@@ -171,7 +172,7 @@ class Cgroup:
         """Whether no process is left, in it and below; a cgroup that was removed is empty."""
         if self.version == 2:
             try:
-                return b"populated 0" in _read(self.procs_dir + "/cgroup.events")
+                return b"populated 0" in read(self.procs_dir + "/cgroup.events")
             except OSError:
                 return not os.path.isdir(self.procs_dir)
         return not self.pids()
@@ -181,7 +182,7 @@ class Cgroup:
         if self.memory_dir is None:
             return None
         try:
-            return self.memory_by(_read(self.memory_dir + "/memory.stat"))
+            return self.memory_by(read(self.memory_dir + "/memory.stat"))
         except OSError:
             return None
 
@@ -190,7 +191,7 @@ class Cgroup:
         swap = 0
         if self.version == 2:
             try:
-                swap = int(_read(f"{self.memory_dir}/memory.swap.current"))
+                swap = int(read(f"{self.memory_dir}/memory.swap.current"))
             except OSError:
                 pass
         return memory(stat, self.version, swap)
@@ -206,7 +207,7 @@ class Cgroup:
         if self.version == 1:
             return False
         try:
-            _write(self.procs_dir + "/cgroup.kill", b"1")
+            write(self.procs_dir + "/cgroup.kill", b"1")
         except FileNotFoundError:
             return not os.path.isdir(self.procs_dir)
         except OSError as error:
@@ -218,7 +219,7 @@ class Cgroup:
         if self.freezer_dir is None:
             return False
         try:
-            _write(self.freezer_dir + "/freezer.state", b"FROZEN")
+            write(self.freezer_dir + "/freezer.state", b"FROZEN")
         except OSError:
             return False
         return True
@@ -237,8 +238,8 @@ class Cgroup:
             directory = pending.pop()
             pending += _children(directory)
             try:
-                if _read(directory + "/freezer.state") != b"THAWED\n":
-                    _write(directory + "/freezer.state", b"THAWED")
+                if read(directory + "/freezer.state") != b"THAWED\n":
+                    write(directory + "/freezer.state", b"THAWED")
                     held = True
             except OSError:
                 continue  # removed meanwhile
@@ -257,10 +258,10 @@ class Cgroup:
             return 0
         try:
             if self.version == 1:
-                _write(self.memory_dir + "/memory.force_empty", b"0")
+                write(self.memory_dir + "/memory.force_empty", b"0")
             else:
                 for left in range(before.file_bytes, 0, -_RECLAIM_BYTES):
-                    _write(self.memory_dir + "/memory.reclaim", b"%d" % min(left, _RECLAIM_BYTES))
+                    write(self.memory_dir + "/memory.reclaim", b"%d" % min(left, _RECLAIM_BYTES))
                     time.sleep(_PAUSE_SECONDS)
         except OSError:
             # EAGAIN: not all of it could be had; ENODEV and ENOENT: the runtime was quicker. Count what is gone.
@@ -308,28 +309,6 @@ def _line_of_proc_cgroup(line: str) -> list[tuple[str, str]]:
     """``4:cpu,cpuacct:/a/b`` to its controllers (an empty one: version 2), each with the path (cgroups(7))."""
     _, controllers, path = line.rstrip("\n").split(":", 2)
     return [(controller, path) for controller in controllers.split(",")]
-
-
-def _read(path: str) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        text = os.read(descriptor, 65536)
-        while len(text) % 4096 == 0 and text:  # a full buffer: there may be more
-            more = os.read(descriptor, 65536)
-            if not more:
-                break
-            text += more
-        return text
-    finally:
-        os.close(descriptor)
-
-
-def _write(path: str, text: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(descriptor, text)
-    finally:
-        os.close(descriptor)
 
 
 def _read_pids(path: str) -> list[int]:

@@ -72,8 +72,8 @@ def test_observe_touches_nothing_and_measures_the_runtimes_kill(
     touched: list[object] = []
     monkeypatch.setattr("signal.pidfd_send_signal", lambda *words: touched.append(words))
     monkeypatch.setattr(reap_module, "process_mrelease", lambda *words: touched.append(words))
-    monkeypatch.setattr("expedited.teardown.cgroup._write", lambda *words: touched.append(words))
-    monkeypatch.setattr("expedited.teardown.boost._write", lambda *words: touched.append(words))
+    monkeypatch.setattr("expedited.teardown.cgroup.write", lambda *words: touched.append(words))
+    monkeypatch.setattr("expedited.teardown.boost.try_write", lambda *words: touched.append(words))
     runtime = Runtime(process.pid)
     policy = Policy(mode=Mode.OBSERVE, page_cache=PageCache.DROP)
     report = strike(Cgroup.find(scratch_cgroup.path), policy, on_signalled=runtime.start)
