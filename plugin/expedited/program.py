@@ -19,10 +19,13 @@ def run_program(name: str, load: Callable[[], Any]) -> None:
     """
     from expedited.errors import ExpeditedError
 
+    code = 0
     try:
         from typer import TyperException
 
-        sys.exit(load()(prog_name=name, standalone_mode=False))
+        code = load()(prog_name=name, standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code)
     except KeyboardInterrupt:  # before the others, which name what may not have been loaded yet
         sys.exit(130)  # what a shell makes of a SIGINT
     except TyperException as error:
@@ -35,7 +38,19 @@ def run_program(name: str, load: Callable[[], Any]) -> None:
     except ExpeditedError as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # Whoever read us has seen enough (`| head`); what is still buffered goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # rich and typer make a 1 of it
+            _let_go_of_output()
+            sys.exit(code)
+        raise
+    except OSError as error:
+        _let_go_of_output()
+        if isinstance(error, BrokenPipeError):  # whoever read us has seen enough (`| head`)
+            sys.exit(code)
+        print(f"{name}: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _let_go_of_output() -> None:
+    """What is still buffered goes nowhere, and not wrong a second time when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ def run_doctor(settings: AgentSettings, *, json: bool, config: Path | None = Non
     if json:
         print(json_format.dumps(to_plain(findings)))
     else:
-        show(findings, console())
+        with suppress(SystemExit):  # rich's, where whoever reads has seen enough: what was found holds all the same
+            show(findings, console())
     return 0 if works(findings) else 1
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from expedited.doctor.finding import Area, Finding, Level
+from expedited.striker import cgroup_namespace
 
 __all__ = ["CAP_SYS_ADMIN", "CAP_SYS_NICE", "effective", "look"]
 
@@ -22,7 +23,6 @@ CAP_SYS_RESOURCE = 24
 # include/linux/proc_ns.h: the inodes of the namespaces that the machine booted with
 _FIRST_USER_NAMESPACE = 0xEFFFFFFD
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC
-_FIRST_CGROUP_NAMESPACE = 0xEFFFFFFB
 
 # What runs containers, by the name that /proc/PID/comm has (15 characters)
 _RUNTIMES = ("containerd", "containerd-shim", "dockerd", "crio", "conmon", "podman")
@@ -136,7 +136,7 @@ def _pid_namespace() -> Finding:
 
 def _cgroup_namespace() -> Finding:
     found, level = "the machine's own", Level.OK
-    if _inode("cgroup") != _FIRST_CGROUP_NAMESPACE:
+    if _inode("cgroup") != cgroup_namespace.FIRST:
         ones = Path("/proc/1/ns/cgroup")
         try:
             ones.open("rb").close()

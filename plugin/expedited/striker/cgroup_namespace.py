@@ -10,7 +10,10 @@ from __future__ import annotations
 import ctypes
 import os
 
-__all__ = ["join_nodes"]
+__all__ = ["FIRST", "join_nodes"]
+
+#: include/linux/proc_ns.h: the inode of the cgroup namespace that the machine booted with.
+FIRST = 0xEFFFFFFB
 
 _CLONE_NEWCGROUP = 0x02000000  # include/uapi/linux/sched.h
 
@@ -19,10 +22,12 @@ def join_nodes(of: str = "/proc/1/ns/cgroup") -> str:
     """Join the cgroup namespace of process 1, which with hostPID is the node's; for this process and its children.
 
     Returns:
-        Empty: we are in it. Else why not, in a few words: setns(2) wants CAP_SYS_ADMIN, and to look at another's
+        Empty: we are in it, or in the machine's first one, which sees all there is. Else why not, in a few words: setns(2) wants CAP_SYS_ADMIN, and to look at another's
         namespaces takes its capabilities or CAP_SYS_PTRACE (ptrace(2)).
     """
     try:
+        if os.stat("/proc/self/ns/cgroup").st_ino == FIRST:
+            return ""
         if os.path.samefile("/proc/self/ns/cgroup", of):
             return ""
         descriptor = os.open(of, os.O_RDONLY | os.O_CLOEXEC)

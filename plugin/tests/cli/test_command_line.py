@@ -23,6 +23,7 @@ Agent = Any
 StartAgent = Callable[..., Agent]
 MakeCgroup = Callable[[], Any]
 NO_RUNTIME = "--state-root=/nobody/is/here/*"
+PROGRAM = Path(sys.executable).with_name("expedited")
 
 
 @contextmanager
@@ -43,8 +44,7 @@ def begin(agent: Agent, *arguments: str, **options: Any) -> subprocess.Popen[str
 
 
 def expedited(*arguments: str) -> subprocess.CompletedProcess[str]:
-    program = Path(sys.executable).with_name("expedited")
-    return subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, check=False, timeout=60)
 
 
 def strike_one(agent: Agent, cgroup: Any) -> None:
@@ -103,7 +103,28 @@ def test_who_reads_no_more_is_no_error(agent_with_stops: Agent, arguments: str) 
     command = begin(agent_with_stops, *arguments.split(), stdout=writer)
     os.close(writer)
     _, stderr = command.communicate(timeout=60)
-    assert stderr == ""
+    assert (stderr, command.returncode) == ("", 0)
+
+
+@pytest.mark.parametrize("arguments", ["doctor", "doctor --json", "--version", "kill --help"])
+def test_the_exit_code_is_the_same_where_nobody_reads(arguments: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [PROGRAM, *arguments.split()]
+    try:
+        answer = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(writer)
+    assert answer.stderr == ""
+    assert answer.returncode == subprocess.run(command, stdout=subprocess.DEVNULL).returncode
+
+
+@pytest.mark.parametrize("arguments", ["doctor", "doctor --json", "--version", "kill --help"])
+def test_output_that_can_not_be_written_is_one_line(arguments: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        answer = subprocess.run([PROGRAM, *arguments.split()], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert answer.stderr == "expedited: output: No space left on device\n"
+    assert answer.returncode == 1
 
 
 def test_following_begins_with_as_many_as_are_wanted_and_ends_with_its_reader(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from expedited.striker.cgroup_namespace import join_nodes
+from expedited.striker.cgroup_namespace import FIRST, join_nodes
 
 # include/uapi/linux/capability.h, of those that the chart asks for
 _BITS = {"KILL": 5, "IPC_LOCK": 14, "SYS_PTRACE": 19, "SYS_ADMIN": 21, "SYS_NICE": 23, "SYS_RESOURCE": 24}
@@ -47,6 +48,13 @@ def _from_a_namespace(capabilities: set[str], node_pid: int, cgroup: Path) -> li
 
 def test_the_nodes_own_namespace_is_nothing_to_join() -> None:
     assert join_nodes("/proc/self/ns/cgroup") == ""
+
+
+def test_in_the_machines_first_namespace_there_is_nothing_to_join() -> None:
+    if os.stat("/proc/self/ns/cgroup").st_ino != FIRST:
+        pytest.skip("this machine's processes are in a cgroup namespace below the first")
+    # Not one that can't be looked at, either: without CAP_SYS_PTRACE process 1's is such a one
+    assert join_nodes("/no/such/namespace") == ""
 
 
 @pytest.mark.parametrize("missing", ["", "SYS_PTRACE", "SYS_ADMIN"])
