@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import sys
 from contextlib import suppress
+
+from expedited.striker.log import Log
 
 __all__ = ["RUNAWAY_SECONDS", "go_first"]
 
@@ -39,7 +40,8 @@ def go_first(runaway_seconds: float = RUNAWAY_SECONDS) -> bool:
 
 
 def _step_back(after_seconds: float) -> None:
-    print(f"expedited: {after_seconds:g} s without a pause: real-time no longer", file=sys.stderr, flush=True)
+    # Not by structlog: we may have come in the middle of one of its lines, and it has a lock
+    Log.of_format("auto", who="agent").warning(f"{after_seconds:g} s without a pause: real-time no longer")
     for thread in os.listdir("/proc/self/task"):  # noqa: PTH208 - names, and no more
         with suppress(OSError):  # it has ended meanwhile
             os.sched_setscheduler(int(thread), os.SCHED_OTHER, os.sched_param(0))

@@ -10,6 +10,7 @@ from typing import NoReturn
 from expedited.errors import ExpeditedError
 from expedited.settings import AgentSettings
 from expedited.striker.cgroup_namespace import join_nodes
+from expedited.striker.log import Log
 
 __all__ = ["become_agent"]
 
@@ -19,7 +20,8 @@ def become_agent(settings: AgentSettings) -> NoReturn:
     sys.stdout.flush()
     not_joined = join_nodes()
     if not_joined:
-        print(f"expedited: cgroups are seen from a namespace of our own ({not_joined})", file=sys.stderr, flush=True)
+        log = Log.of_format(settings.log_format, who="agent")
+        log.warning(f"cgroups are seen from a namespace of our own ({not_joined})")
     # From here on Ctrl-C is the agent's, which hears it as soon as it has ears
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     # Docstrings stay on disk; and glibc would give each of gRPC's threads an arena of its own, which costs more memory

@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     if "help" in chosen or "h" in chosen:
         print(__doc__)
         return 0
-    log = Log(as_json=log_format == "json" or (log_format == "auto" and not sys.stderr.isatty()))
+    log = Log.of_format(log_format)
     run_dir = chosen.get("run-dir", "/run/expedited")
 
     def gate(heartbeat: Heartbeat) -> int:

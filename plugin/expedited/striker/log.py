@@ -1,4 +1,8 @@
-"""What the striker says: lines for a person on stderr, in the agent's form, as the agent's log and its own are one."""
+"""What the striker says: lines for a person on stderr, in the agent's form, as the agent's log and its own are one.
+
+And the agent where it has not loaded its own log yet, or can't use it: in a signal handler, which may have come in the middle of
+one of its lines.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +22,17 @@ class Log:
 
     Args:
         as_json: One JSON object a line, with the agent's keys; else readable.
+        who: Which of our processes speaks.
     """
 
-    def __init__(self, *, as_json: bool = False) -> None:
+    def __init__(self, *, as_json: bool = False, who: str = "striker") -> None:
         self._as_json = as_json
+        self._who = who
+
+    @classmethod
+    def of_format(cls, log_format: str, *, who: str = "striker") -> Log:
+        """By what ``log-format`` takes: ``console``, ``json``, or ``auto``: console on a terminal, else JSON."""
+        return cls(as_json=log_format == "json" or (log_format == "auto" and not sys.stderr.isatty()), who=who)
 
     def info(self, line: str) -> None:
         """What happened, as it should."""
@@ -38,8 +49,8 @@ class Log:
     def _say(self, level: str, line: str) -> None:
         clock = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         if self._as_json:
-            line = json.dumps({"event": line, "level": level, "timestamp": clock, "striker": os.getpid()})
+            line = json.dumps({"event": line, "level": level, "timestamp": clock, self._who: os.getpid()})
         else:
-            line = f"{clock} [{level:9}] striker[{os.getpid()}]: {line}"
+            line = f"{clock} [{level:9}] {self._who}[{os.getpid()}]: {line}"
         with suppress(OSError):
             print(line, file=sys.stderr, flush=True)

@@ -13,7 +13,6 @@ import os
 import resource
 import select
 import signal
-import sys
 import time
 from collections.abc import Callable
 
@@ -68,7 +67,7 @@ def supervise(gate: Callable[[Heartbeat], int], log: Log) -> int:
         except OSError as error:
             pid, why = -1, f"no gate could be started ({error.strerror})"
         if pid == 0:
-            _run_child(gate, heartbeat)
+            _run_child(gate, heartbeat, log)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         if pid > 0:
             code = _watch(pid, heartbeat, asked_to_stop, reader, log)
@@ -83,7 +82,7 @@ def supervise(gate: Callable[[Heartbeat], int], log: Log) -> int:
             return 0
 
 
-def _run_child(gate: Callable[[Heartbeat], int], heartbeat: Heartbeat) -> None:
+def _run_child(gate: Callable[[Heartbeat], int], heartbeat: Heartbeat, log: Log) -> None:
     code = 70
     try:
         signal.set_wakeup_fd(-1)
@@ -92,7 +91,7 @@ def _run_child(gate: Callable[[Heartbeat], int], heartbeat: Heartbeat) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         code = gate(heartbeat)
     except BaseException as error:
-        print(f"expedited.striker: the gate failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        log.error(f"the gate failed: {type(error).__name__}: {error}")
     finally:
         os._exit(code)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -24,28 +25,29 @@ def _can_be_realtime() -> bool:
 pytestmark = pytest.mark.skipif(not _can_be_realtime(), reason="no real-time priority here")
 
 
-def _in_a_process(*lines: str) -> list[str]:
+def _in_a_process(*lines: str) -> tuple[list[str], str]:
+    """What it says, in words; and what it has on stderr."""
     program = "\n".join(
         ("import os, subprocess, sys, threading, time", "from expedited.agent.priority import go_first", *lines)
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+    return done.stdout.split(), done.stderr
 
 
 def test_it_goes_first_and_its_threads_with_it() -> None:
-    said = _in_a_process(
+    said, complaints = _in_a_process(
         "assert go_first()",
         "print(os.sched_getscheduler(0))",
         "thread = threading.Thread(target=lambda: print(os.sched_getscheduler(0)))",
         "thread.start()",
         "thread.join()",
     )
-    assert said == [str(_REALTIME)] * 2
+    assert (said, complaints) == ([str(_REALTIME)] * 2, "")
 
 
 def test_who_never_pauses_loses_the_priority_and_nothing_else() -> None:
-    said = _in_a_process(
+    said, log = _in_a_process(
         "asleep = threading.Thread(target=time.sleep, args=(3600,), daemon=True)",
         "assert go_first(0.1)",
         "asleep.start()",
@@ -54,3 +56,5 @@ def test_who_never_pauses_loses_the_priority_and_nothing_else() -> None:
         "print({os.sched_getscheduler(int(thread)) for thread in os.listdir('/proc/self/task')})",
     )
     assert said == [f"{{{os.SCHED_OTHER}}}"]
+    line = json.loads(log)  # one, in the log's form where no person reads it
+    assert (line["event"], line["level"]) == ("0.1 s without a pause: real-time no longer", "warning")

@@ -170,6 +170,34 @@ def test_a_signal_at_any_moment_ends_an_agent_in_order(
     assert not list(agent.run_dir.glob("*.sock"))
 
 
+@pytest.mark.parametrize(
+    ("flags", "as_json"), [((), True), (("--log-format=console",), False)], ids=["auto", "console"]
+)
+def test_what_run_says_before_it_is_the_agent_is_in_the_logs_form(
+    run_dir: Path, flags: tuple[str, ...], as_json: bool
+) -> None:
+    kept_out = ("unshare", "--cgroup", "setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace")
+    off = ("--nri-socket=", "--containerd-socket=", "--metrics-address=", "--kubernetes=off", NO_RUNTIME)
+    command = [*kept_out, PROGRAM, "run", f"--run-dir={run_dir}", *off, *flags]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            first = process.stderr.readline()
+            assert any("the agent runs" in line for line in process.stderr)
+            process.terminate()
+            process.stderr.read()
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+    if as_json:
+        said = json.loads(first)
+        assert (said["level"], said["agent"]) == ("warning", process.pid)
+        first = said["event"]
+    else:
+        assert f" [warning  ] agent[{process.pid}]: cgroups" in first
+    assert "cgroups are seen from a namespace of our own (" in first
+
+
 @contextmanager
 def in_a_terminal(agent: Agent, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A command in a terminal of its own, 24 lines of 100 characters; the terminal's other end."""
