@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import (
@@ -278,11 +278,12 @@ def _wrong_value(keys: list[str], value: object, origin: Path, flags: Mapping[st
         term = TERMS[keys[-1].replace("_", "-")]
         accepted, words = term.accepted, term.words
     else:
-        accepted, words = ACCEPTED["policy" if len(keys) > 1 else keys[0]], ()
+        name = "policy" if len(keys) > 1 else keys[0]
+        accepted, words = ACCEPTED[name], _words(name)
     key = ".".join(keys).replace("_", "-")
     where = f"{origin}: {key}"
     if _is_in(flags, keys):
-        where = f"flags: {key}"
+        where = _flag(keys[-1])
     else:
         variables = {name.upper(): name for name in os.environ}
         for depth in range(len(keys), 0, -1):  # its own variable, or JSON in that of a level above
@@ -291,6 +292,18 @@ def _wrong_value(keys: list[str], value: object, origin: Path, flags: Mapping[st
                 where = f"environment: {variables[name]}"
                 break
     return f"{where} takes {accepted}, not {value!r}{nearest(str(value), words)}"
+
+
+def _words(name: str) -> tuple[str, ...]:
+    """The words that a setting takes, where it takes nothing else."""
+    kind = _Model.model_fields[name].annotation
+    return ("true", "false") if kind is bool else tuple(map(str, get_args(kind))) if "Literal" in str(kind) else ()
+
+
+def _flag(key: str) -> str:
+    """The flag of `expedited run` for this key: called as that is, but for the unit or the plural at its end."""
+    name = key.removesuffix("_seconds").removesuffix("_bytes").replace("_", "-")
+    return f"--{name.removesuffix('s') if key == 'state_roots' else name}"
 
 
 def _is_in(data: Mapping[str, Any], keys: list[str]) -> bool:

@@ -36,7 +36,7 @@ def run_program(name: str, load: Callable[[], Any]) -> None:
             print(f"{name}: {message.rstrip('.')}; see `{where} --help`", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 2))
     except ExpeditedError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {_in_one_line(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except SystemExit as ended:
         if isinstance(ended.__context__, BrokenPipeError):  # rich and typer make a 1 of it
@@ -49,6 +49,11 @@ def run_program(name: str, load: Callable[[], Any]) -> None:
             sys.exit(code)
         print(f"{name}: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _in_one_line(message: str) -> str:
+    """With what no terminal shows as it is, of a name that was asked for, written out."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in message)
 
 
 def _let_go_of_output() -> None:

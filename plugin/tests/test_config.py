@@ -263,9 +263,7 @@ def test_a_default_file_that_is_closed_to_this_user_is_said(
 def test_what_is_wrong_in_the_flags_says_so(write) -> None:  # type: ignore[no-untyped-def]
     path = write("policy: {mode: off}")
 
-    assert (
-        refusal(path, policy={"mode": "kill"}) == "flags: policy.mode takes strike, observe, compare or off, not 'kill'"
-    )
+    assert refusal(path, policy={"mode": "kill"}) == "--mode takes strike, observe, compare or off, not 'kill'"
     assert refusal(path, nonsense=1).startswith("flags: there is no key nonsense; there are")
 
 

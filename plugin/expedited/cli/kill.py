@@ -8,7 +8,7 @@ import socket
 import sys
 from typing import Any
 
-from expedited.annotations import TERMS
+from expedited.annotations import TERMS, nearest
 from expedited.api.client import ApiClient
 from expedited.api.convert import stop_to_pb, to_plain
 from expedited.cli.tables import console, print_steps, stops_table
@@ -73,7 +73,7 @@ def _parsed(name: str, value: str) -> Any:
     try:
         return term.parse(value)
     except ValueError:
-        raise UsageError(f"--{name} takes {term.accepted}, not {value!r}") from None
+        raise UsageError(f"--{name} takes {term.accepted}, not {value!r}{nearest(value, term.words)}") from None
 
 
 def _nobody_listens_at(path: str) -> bool:

@@ -124,6 +124,8 @@ def test_kill_with_an_agent(expedited: Expedited, start_agent: Callable[..., Age
         (["--cgroup", "/nobody/is/here"], FAILED, "there is none"),
         (["--cgroup", own_cgroup()], USAGE, "nothing was done"),
         (["--cgroup", sleeper[0], "--deadline", "2h"], USAGE, "up to an hour"),
+        (["--cgroup", sleeper[0], "--page-cache", "dorp"], USAGE, "did you mean drop?"),
+        (["--cgroup", "/a\nb"], FAILED, "cgroup /a\\nb: there is none"),
     ):
         one_line(expedited("kill", *arguments, "--run-dir", agent.run_dir), code, words)
     with agent.ask() as asked:
@@ -135,12 +137,16 @@ def test_kill_with_an_agent(expedited: Expedited, start_agent: Callable[..., Age
     [
         (["--mode", "strik"], "did you mean strike?"),
         (["--budget", "5s"], "at most 1 s"),
-        (["--min-size", "much"], "min-size takes a size"),
-        (["--nri-socket", "relative"], "nri-socket takes an absolute path"),
-        (["--containerd-socket", "relative"], "containerd-socket takes an absolute path"),
-        (["--metrics-address", "localhost"], "metrics-address takes HOST:PORT"),
-        (["--state-root", "here"], "state-roots takes a list of absolute paths"),
-        (["--log-level", "loud"], "log-level takes debug"),
+        (["--budget", "5"], "expedited: --budget takes"),
+        (["--min-size", "much"], "expedited: --min-size takes a size"),
+        (["--nri-socket", "relative"], "expedited: --nri-socket takes an absolute path"),
+        (["--containerd-socket", "relative"], "expedited: --containerd-socket takes an absolute path"),
+        (["--metrics-address", "localhost"], "expedited: --metrics-address takes HOST:PORT"),
+        (["--state-root", "here"], "expedited: --state-root takes a list of absolute paths"),
+        (["--event-min-size", "x"], "expedited: --event-min-size takes"),
+        (["--log-level", "loud"], "expedited: --log-level takes debug"),
+        (["--log-format", "jsn"], "did you mean json?"),
+        (["--source", "gat"], "did you mean gate?"),
         (["--config", "/nobody/is/here.yaml"], "can't be read: No such file"),
     ],
 )
@@ -154,6 +160,7 @@ def test_run_with_a_wrong_flag(expedited: Expedited, run_dir: Path, flags: list[
         ("mode: strike", "there is no key mode"),
         ("policy: {mod: strike}", "did you mean mode?"),
         ("state-root: /run/runc", "did you mean state-roots?"),
+        ("keep-striker: ture", "did you mean true?"),
         ("namespaces: {web: {mode: attack}}", "takes strike, observe, compare or off, not 'attack'"),
         ("policy: [", "line 1"),
         ("- a", "must hold keys and values"),
