@@ -147,7 +147,7 @@ def stops(
     steps: Annotated[bool, typer.Option("--steps", help="With the story of each, in time order.")] = False,
     config: _Config = None,
     run_dir: _RunDir = None,
-    json: _Json = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, a stop a line.")] = False,
 ) -> None:
     """Show the stops that the agent saw: what came back, and when."""
     from expedited.cli.stops import show_stops

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 
 from rich.console import Console
 
 from expedited.api.client import ApiClient
 from expedited.api.convert import to_plain
-from expedited.cli.tables import console, print_steps, stops_table
+from expedited.cli.tables import StopLines, console, print_steps, stops_table
 from expedited.pb.v1 import expedited_pb2 as pb
 from expedited.settings import AgentSettings
 
@@ -24,6 +23,7 @@ def show_stops(settings: AgentSettings, *, prefix: str, follow: bool, limit: int
         if not follow:
             _print(found[-limit:] if limit else found, terminal, steps=steps, as_json=as_json)
             return
+        lines = None if as_json else StopLines(terminal)
         unwanted = len(found) - limit if limit else 0
         try:
             for stop in agent.watch(replay=True):
@@ -32,7 +32,12 @@ def show_stops(settings: AgentSettings, *, prefix: str, follow: bool, limit: int
                 if unwanted > 0:
                     unwanted -= 1
                     continue
-                _print([stop], terminal, steps=steps, as_json=as_json, headings=False)
+                if lines is None:
+                    print(json.dumps(to_plain(stop)), flush=True)
+                else:
+                    lines.add(stop)
+                    if steps:
+                        print_steps(stop, terminal)
         except KeyboardInterrupt:
             pass
 
@@ -42,18 +47,17 @@ def _is_of(stop: pb.Stop, prefix: str) -> bool:
     return any(name.startswith(prefix) for name in (stop.container_id, stop.container_name, pod, stop.pod.name))
 
 
-def _print(stops: list[pb.Stop], terminal: Console, *, steps: bool, as_json: bool, headings: bool = True) -> None:
+def _print(stops: list[pb.Stop], terminal: Console, *, steps: bool, as_json: bool) -> None:
     if as_json:
         for stop in stops:
             print(json.dumps(to_plain(stop)))
-        sys.stdout.flush()
         return
     if not stops:
         terminal.print("no stops yet")
         return
     for group in [[stop] for stop in stops] if steps else [stops]:
         table = stops_table(group, width=terminal.width)
-        table.show_header = headings and group[0] is stops[0]
+        table.show_header = group[0] is stops[0]
         terminal.print(table)
         if steps:
             print_steps(group[0], terminal)

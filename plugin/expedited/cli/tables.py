@@ -14,7 +14,7 @@ from rich.text import Text
 from expedited.pb.v1 import expedited_pb2 as pb
 from expedited.quantity import format_seconds, format_size
 
-__all__ = ["console", "containers_table", "outcome_text", "print_steps", "stops_table"]
+__all__ = ["StopLines", "console", "containers_table", "outcome_text", "print_steps", "stops_table"]
 
 _STYLES = {
     "struck": "green",
@@ -41,6 +41,40 @@ def stops_table(stops: Iterable[pb.Stop], title: str | None = None, *, width: in
     for stop in stops:
         table.add_row(*_stop_row(stop)[:columns])
     return table
+
+
+class StopLines:
+    """Stops one by one, as they come: a table whose rows are not all known when its columns get their widths.
+
+    Args:
+        to: Where they are printed, under headings that come first.
+    """
+
+    # What takes more is shown all the same, and moves its own line alone
+    _WIDTHS = (8, 36, 8, 9, 8, 8, 6, 0)
+
+    def __init__(self, to: Console) -> None:
+        self._to = to
+        self._columns = len(_HEADINGS) if to.width >= _NARROW else len(_HEADINGS) - _ONLY_WIDE
+        self._print([Text(heading, style="bold") for heading in _HEADINGS])
+
+    def add(self, stop: pb.Stop) -> None:
+        """One more."""
+        self._print([each if isinstance(each, Text) else Text(each) for each in _stop_row(stop)])
+
+    def _print(self, cells: list[Text]) -> None:
+        line = Text("  ").join(
+            self._padded(cell, heading, width)
+            for cell, heading, width in zip(cells, _HEADINGS, self._WIDTHS, strict=True)
+            if heading in _HEADINGS[: self._columns]
+        )
+        line.rstrip()
+        self._to.print(line, soft_wrap=True, highlight=False)
+
+    @staticmethod
+    def _padded(cell: Text, heading: str, width: int) -> Text:
+        padding = Text(" " * (width - cell.cell_len))
+        return padding + cell if heading in _RIGHT else cell + padding
 
 
 def _stop_row(stop: pb.Stop) -> tuple[str | Text, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from expedited.errors import ExpeditedError, UsageError
@@ -84,8 +85,12 @@ class Cluster:
         try:
             self._load_file(config, kubeconfig, context)
         except (config.ConfigException, OSError, ValueError, *damaged) as error:
+            if kubeconfig and not Path(kubeconfig).is_file():
+                raise UsageError(f"no cluster: there is no file {kubeconfig}") from error
             if kubeconfig or context:
-                raise UsageError(f"no cluster: {_line(error)}; see `kubectl config get-contexts`") from error
+                file = f"{kubeconfig}: " if kubeconfig else ""
+                why = "this is no kubeconfig" if isinstance(error, damaged) else _line(error)
+                raise UsageError(f"no cluster: {file}{why}; see `kubectl config get-contexts`") from error
             try:
                 config.load_incluster_config(self._configuration)
             except config.ConfigException:

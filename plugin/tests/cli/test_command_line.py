@@ -144,6 +144,22 @@ def test_following_begins_with_as_many_as_are_wanted_and_ends_with_its_reader(
         assert follower.stderr.read() == ""
 
 
+def test_who_follows_has_headings_and_columns_that_line_up(agent_with_stops: Agent, make_cgroup: MakeCgroup) -> None:
+    with begin(agent_with_stops, "stops", "--follow", "--limit=1") as follower:
+        assert follower.stdout is not None
+        lines = [follower.stdout.readline() for _ in range(2)]
+        strike_one(agent_with_stops, make_cgroup())
+        lines.append(follower.stdout.readline())
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(60) == 0
+    heads, *rows = (line.rstrip("\n") for line in lines)
+    assert heads.split() == ["time", "container", "outcome", "back", "after", "gone", "order", "trigger"]
+    for row in rows:
+        assert row.index("struck") == heads.index("outcome")
+        assert row.index("lead") == heads.index("order")
+        assert row.rindex(row.split()[-1]) == heads.index("trigger")
+
+
 def _has_become_the_agent(agent: Agent) -> bool:
     return b"expedited.agent" in Path(f"/proc/{agent.process.pid}/cmdline").read_bytes()
 

@@ -363,11 +363,11 @@ def test_who_is_not_let_in_is_told_so_in_one_line(api: Any, kubectl: Command) ->
 
 def test_a_context_or_a_kubeconfig_that_is_absent_or_damaged_is_one_line(kubectl: Command, tmp_path: Path) -> None:
     assert "no cluster: " in _refused(kubectl, "status", "--context", "absent")
-    assert "no cluster: " in _refused(kubectl, "status", "--kubeconfig", "/absent")
+    assert "no cluster: there is no file /absent" in _refused(kubectl, "status", "--kubeconfig", "/absent")
     for number, damaged in enumerate(("a: [", "[]", "contexts: 5\ncurrent-context: x")):
         path = tmp_path / f"damaged-{number}"
         path.write_text(damaged)
-        assert "no cluster: " in _refused(kubectl, "status", "--kubeconfig", str(path))
+        assert f"no cluster: {path}: " in _refused(kubectl, "status", "--kubeconfig", str(path))
 
 
 @pytest.mark.parametrize("pod", ["/", "a/", "/b", "a/b/c"])
