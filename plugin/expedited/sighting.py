@@ -42,7 +42,6 @@ class Sighting:
         sandbox_id: The pod's sandbox; a sandbox's own id for itself.
         sandbox: Whether it is the pod's sandbox (pause) itself.
         pid: Its init, in the host's pid namespace.
-        cgroup: A directory, or a path as /proc/PID/cgroup has it.
         annotations: The pod's; where there is no pod, its own.
     """
 
@@ -55,7 +54,6 @@ class Sighting:
     sandbox_id: str = ""
     sandbox: bool | None = None
     pid: int = 0
-    cgroup: str = ""
     state: State = State.UNKNOWN
     annotations: Mapping[str, str] | None = None
 
@@ -110,10 +108,8 @@ class Container:
         return "/".join(part for part in (self.pod, self.seen.name) if part) or self.id
 
     def find_cgroup(self) -> Cgroup | None:
-        """Its cgroup, from what was told or from its init process; None where neither leads to one."""
+        """Its cgroup, by its init process; None where that is gone, or not known."""
         try:
-            if self.seen.cgroup:
-                return Cgroup.find(self.seen.cgroup)
             return Cgroup.of_process(self.seen.pid) if self.seen.pid else None
         except (CgroupGone, UsageError):
             return None
@@ -125,13 +121,13 @@ _UNKNOWN: Mapping[str, object] = {spec.name: spec.default for spec in fields(Sig
 def merge(before: Sighting, news: Sighting, *, newer: bool) -> Sighting:
     """What is known once ``news`` is: it fills gaps, and where it is the newer of the two it wins.
 
-    A container that stopped has no process and no cgroup, which is then no gap to be filled from an older word.
+    A container that stopped has no process, which is then no gap to be filled from an older word.
     """
     told = {name: getattr(news, name) for name, nothing in _UNKNOWN.items() if getattr(news, name) != nothing}
     if not newer:
         told = {name: value for name, value in told.items() if getattr(before, name) == _UNKNOWN[name]}
         if before.state is State.STOPPED:
-            told = {name: value for name, value in told.items() if name not in ("pid", "cgroup")}
+            told.pop("pid", None)
     if told.get("state") is State.STOPPED:
-        told |= {"pid": 0, "cgroup": ""}
+        told["pid"] = 0
     return replace(before, **told)

@@ -156,14 +156,14 @@ def test_a_malformed_word_on_a_running_pod_leaves_it_alone(inventory: Inventory,
 
 def test_a_source_that_does_not_know_the_annotations_does_not_take_them_away(inventory: Inventory) -> None:
     inventory.saw(Source.NRI, annotated(MAIN, mode="off"))
-    inventory.saw(Source.STRIKER, Sighting("c1", cgroup="/x"))
+    inventory.saw(Source.STRIKER, Sighting("c1"))
     inventory.saw(Source.CONTAINERD, MAIN)
 
     assert inventory.find("c1").policy.mode is Mode.OFF
 
 
 def test_a_pod_learnt_of_late_brings_its_annotations(inventory: Inventory, told: Recorder) -> None:
-    inventory.saw(Source.STRIKER, Sighting("c1", cgroup="/x"))
+    inventory.saw(Source.STRIKER, Sighting("c1"))
     inventory.saw(Source.NRI, annotated(SANDBOX, mode="observe"))
     inventory.saw(Source.NRI, MAIN)
 
@@ -196,20 +196,21 @@ def test_a_container_outside_of_any_pod_has_its_own_annotations(inventory: Inven
 
 
 def test_what_the_sources_know_comes_together(inventory: Inventory) -> None:
-    inventory.saw(Source.STRIKER, Sighting("c1", cgroup="/kubepods/u1/c1"))
+    inventory.saw(Source.STRIKER, Sighting("c1"))
     inventory.saw(Source.CONTAINERD, replace(MAIN, pid=0, state=State.UNKNOWN))
     inventory.saw(Source.NRI, Sighting("c1", pid=10, state=State.CREATED))
 
     one = inventory.find("c1")
-    assert one.seen == replace(MAIN, state=State.CREATED, cgroup="/kubepods/u1/c1", annotations={})
+    assert one.seen == replace(MAIN, state=State.CREATED, annotations={})
     assert (one.gated, one.sandbox, one.pod, one.label) == (True, False, "web/shop-1", "web/shop-1/main")
 
 
 def test_a_container_that_exited_has_no_process_until_it_starts_again(inventory: Inventory) -> None:
-    inventory.saw(Source.NRI, replace(MAIN, cgroup="/x"))
+    inventory.saw(Source.NRI, replace(MAIN, pid=os.getpid()))
+    assert inventory.find("c1").find_cgroup() is not None
     inventory.exited(Source.CONTAINERD, "c1")
-    stopped = inventory.find("c1").seen
-    assert (stopped.state, stopped.pid, stopped.cgroup) == (State.STOPPED, 0, "")
+    stopped = inventory.find("c1")
+    assert (stopped.seen.state, stopped.seen.pid, stopped.find_cgroup()) == (State.STOPPED, 0, None)
 
     inventory.saw(Source.CONTAINERD, Sighting("c1", pid=20, state=State.RUNNING))
     assert (inventory.find("c1").seen.state, inventory.find("c1").seen.pid) == (State.RUNNING, 20)
@@ -222,13 +223,14 @@ def test_an_exit_of_nobody_makes_nobody(inventory: Inventory) -> None:
 
 
 def test_a_list_from_before_an_exit_does_not_bring_the_process_back(inventory: Inventory, clock: Clock) -> None:
-    inventory.saw(Source.CONTAINERD, MAIN)
+    here = replace(MAIN, pid=os.getpid())
+    inventory.saw(Source.CONTAINERD, here)
     asked_at = clock()
     inventory.exited(Source.CONTAINERD, "c1")
-    inventory.reconcile(Source.CONTAINERD, [replace(MAIN, cgroup="/x")], at=asked_at)
+    inventory.reconcile(Source.CONTAINERD, [here], at=asked_at)
 
-    seen = inventory.find("c1").seen
-    assert (seen.state, seen.pid, seen.cgroup) == (State.STOPPED, 0, "")
+    known = inventory.find("c1")
+    assert (known.seen.state, known.seen.pid, known.find_cgroup()) == (State.STOPPED, 0, None)
 
 
 def test_a_list_from_before_a_removal_does_not_bring_the_container_back(inventory: Inventory, clock: Clock) -> None:
@@ -382,8 +384,8 @@ def test_the_cgroup_is_found_from_the_init_process(inventory: Inventory) -> None
     assert inventory.find("c2").find_cgroup() is None
 
 
-def test_a_cgroup_that_is_not_there_is_none(inventory: Inventory) -> None:
-    inventory.saw(Source.STRIKER, Sighting("c1", cgroup="/no/such/cgroup"))
+def test_the_cgroup_of_no_process_and_of_one_that_is_not_there_is_none(inventory: Inventory) -> None:
+    inventory.saw(Source.STRIKER, Sighting("c1"))
     inventory.saw(Source.NRI, Sighting("c2", pid=2**22 + 1))
 
     assert inventory.find("c1").find_cgroup() is None

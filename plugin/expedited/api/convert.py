@@ -11,9 +11,9 @@ from expedited.pb.v1 import expedited_pb2 as pb
 from expedited.sighting import Container
 from expedited.stop import Stop
 from expedited.teardown.policy import Policy
-from expedited.teardown.report import Fate, Memory, Outcome, ProcessReport, Report, Step
+from expedited.teardown.report import Memory
 
-__all__ = ["container_to_pb", "status_to_pb", "stop_from_pb", "stop_to_pb", "to_plain"]
+__all__ = ["container_to_pb", "status_to_pb", "stop_to_pb", "to_plain"]
 
 _SAME_IN_BOTH = (
     "number",
@@ -27,8 +27,6 @@ _SAME_IN_BOTH = (
     "page_cache_dropped_bytes",
     "process_count",
     "lost_races",
-)
-_MAY_BE_UNKNOWN = (
     "signalled_seconds",
     "answered_seconds",
     "memory_back_seconds",
@@ -41,7 +39,7 @@ def stop_to_pb(stop: Stop) -> pb.Stop:
     """One stop for the wire; the message has no place for ``runtime_namespace``."""
     report = stop.report
     return pb.Stop(
-        **{name: getattr(report, name) for name in _SAME_IN_BOTH + _MAY_BE_UNKNOWN},
+        **{name: getattr(report, name) for name in _SAME_IN_BOTH},
         outcome=report.outcome.value,
         pod=_pod_to_pb(stop.pod_uid, stop.pod_namespace, stop.pod_name),
         container_name=stop.container_name,
@@ -57,34 +55,6 @@ def stop_to_pb(stop: Stop) -> pb.Stop:
     )
 
 
-def stop_from_pb(message: pb.Stop) -> Stop:
-    """The opposite of :func:`stop_to_pb`.
-
-    Raises:
-        ValueError: a newer agent tells of an outcome or fate that this version does not know.
-    """
-    report = Report(
-        **{name: getattr(message, name) for name in _SAME_IN_BOTH},
-        **{name: _known(message, name) for name in _MAY_BE_UNKNOWN},
-        outcome=Outcome(message.outcome),
-        before=_memory_from_pb(message.before) if message.HasField("before") else None,
-        after=_memory_from_pb(message.after) if message.HasField("after") else None,
-        processes=tuple(
-            ProcessReport(process.pid, _known(process, "rss_bytes"), Fate(process.fate))
-            for process in message.processes
-        ),
-        boosted=tuple(message.boosted),
-        steps=tuple(Step(step.at_seconds, step.what) for step in message.steps),
-    )
-    return Stop(
-        report,
-        pod_uid=message.pod.uid,
-        pod_namespace=message.pod.namespace,
-        pod_name=message.pod.name,
-        container_name=message.container_name,
-    )
-
-
 def container_to_pb(container: Container) -> pb.Container:
     """One container with what it holds now, zeros where it is gone; reads its cgroup, so not in an event loop."""
     seen = container.seen
@@ -95,7 +65,7 @@ def container_to_pb(container: Container) -> pb.Container:
         name=seen.name,
         pod=_pod_to_pb(seen.pod_uid, seen.pod_namespace, seen.pod_name),
         pid=seen.pid,
-        cgroup=seen.cgroup or (cgroup.path if cgroup else ""),
+        cgroup=cgroup.path if cgroup else "",
         policy=_policy_to_pb(container.policy),
         memory=_memory_to_pb(cgroup.memory() if cgroup else None) or pb.Memory(),
         state=seen.state.value,
@@ -153,10 +123,6 @@ def _plain(value: object) -> object:
     return to_plain(value) if isinstance(value, Message) else value
 
 
-def _known(message: Message, name: str) -> Any:
-    return getattr(message, name) if message.HasField(name) else None
-
-
 def _pod_to_pb(uid: str, namespace: str, name: str) -> pb.Pod | None:
     return pb.Pod(uid=uid, namespace=namespace, name=name) if uid or name else None
 
@@ -181,7 +147,3 @@ def _memory_to_pb(memory: Memory | None) -> pb.Memory | None:
         shmem_bytes=memory.shmem_bytes,
         swap_bytes=memory.swap_bytes,
     )
-
-
-def _memory_from_pb(message: pb.Memory) -> Memory:
-    return Memory(message.anon_bytes, message.file_bytes, message.shmem_bytes, message.swap_bytes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from expedited.annotations import TERMS
 from expedited.api.backend import Backend, Target
 from expedited.api.convert import container_to_pb, status_to_pb, stop_to_pb
 from expedited.api.relay import Relay, private_directory, refuse_if_listened_at
@@ -25,7 +26,6 @@ from expedited.inventory import NotFoundError
 from expedited.pb.v1 import expedited_pb2 as pb
 from expedited.pb.v1 import expedited_pb2_grpc as pb_grpc
 from expedited.sighting import Container
-from expedited.teardown.policy import PageCache
 
 __all__ = ["serving"]
 
@@ -34,7 +34,6 @@ _GRACE_SECONDS = 0.2
 # sun_path of linux/un.h, less the NUL
 _LONGEST_PATH_BYTES = 107
 _SERVICE = pb.DESCRIPTOR.services_by_name["Expedited"].full_name
-_SWITCH = {"on": True, "off": False}
 
 _log = structlog.get_logger(__name__)
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -176,12 +175,10 @@ def _overrides(request: pb.StrikeRequest) -> dict[str, Any]:
         UsageError: a value is none of those that it may be.
     """
     overrides: dict[str, Any] = {}
-    if request.page_cache:
-        _one_of("page_cache", request.page_cache, [kind.value for kind in PageCache])
-        overrides["page_cache"] = request.page_cache
-    if request.boost:
-        _one_of("boost", request.boost, list(_SWITCH))
-        overrides["boost"] = _SWITCH[request.boost]
+    for term, value in ((TERMS["page-cache"], request.page_cache), (TERMS["boost"], request.boost)):
+        if value:
+            _one_of(term.field, value, term.words)
+            overrides[term.field] = term.parse(value)
     seconds = request.deadline_seconds
     if seconds:
         if not (math.isfinite(seconds) and seconds > 0):
@@ -190,6 +187,6 @@ def _overrides(request: pb.StrikeRequest) -> dict[str, Any]:
     return overrides
 
 
-def _one_of(name: str, value: str, choices: list[str]) -> None:
+def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise UsageError(f"{name} is {value!r}: give one of {', '.join(choices)}")

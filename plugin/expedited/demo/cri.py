@@ -137,7 +137,7 @@ class CriClient:
             ),
         )
         answer = _call("RunPodSandbox", lambda: self._runtime.RunPodSandbox(api.RunPodSandboxRequest(config=config)))
-        return Pod(answer.pod_sandbox_id, uid, parent, logs, config)
+        return Pod(answer.pod_sandbox_id, uid, parent, config)
 
     def stop_pod(self, pod_id: str) -> None:
         """Stop the pod and every container in it, with no grace.

@@ -200,15 +200,6 @@ class PrivateContainerd:
             raise ExpeditedError(f"ctr {' '.join(arguments)} failed: {done.stderr.strip()}")
         return done
 
-    def ctr_run(self, image: str, container_id: str, *command: str, namespace: str = "default") -> None:
-        """Run a container by ctr, in the background, with its state and cgroup where the others' are."""
-        self.ctr(
-            *("run", "--detach", "--null-io", "--net-host"),
-            *("--runc-root", f"{self.runc_root}", "--cgroup", f"{self.cgroup_root}/{namespace}/{container_id}"),
-            *("--snapshotter", _snapshotter(self.root), image, container_id, *command),
-            namespace=namespace,
-        )
-
 
 def _die_with_parent() -> None:
     # If we are killed ourselves there is nobody to clear up, but at least no daemon that starts more.

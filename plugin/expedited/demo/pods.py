@@ -71,7 +71,6 @@ class Pod:
     id: str
     uid: str
     cgroup_parent: str
-    log_directory: Path
     config: api.PodSandboxConfig
 
 

@@ -150,7 +150,6 @@ class Reapers:
 
     def __init__(self, count: int | None = None, *, priority: int = REAPER_PRIORITY) -> None:
         self.count = count or max(2, min(4, os.cpu_count() or 2))
-        self.realtime = False
         self._work: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._threads = [
             threading.Thread(target=self._run, args=(priority,), name=f"reaper-{number}", daemon=True)
@@ -175,7 +174,7 @@ class Reapers:
         self.close()
 
     def _run(self, priority: int) -> None:
-        self.realtime = be_realtime(priority)
+        be_realtime(priority)
         while (work := self._work.get()) is not None:
             try:
                 work()

@@ -70,8 +70,8 @@ def _make_stop(number: int = 1, **changes: Any) -> Stop:
     return Stop(Report(**values), "", "uid-1", "shop", "web", "nginx")
 
 
-def _make_container(container_id: str, *, sandbox: bool = False, cgroup: str = "") -> Container:
-    seen = Sighting(container_id, "k8s.io", "nginx", "uid-1", "shop", "web", "s1", sandbox, 0, cgroup, State.RUNNING)
+def _make_container(container_id: str, *, sandbox: bool = False, pid: int = 0) -> Container:
+    seen = Sighting(container_id, "k8s.io", "nginx", "uid-1", "shop", "web", "s1", sandbox, pid, State.RUNNING)
     return Container(seen, Policy(), (), {Source.STRIKER: 1.0})
 
 
@@ -195,7 +195,7 @@ def make_stop_fixture() -> Callable[..., Stop]:
 
 @pytest.fixture(name="make_container")
 def make_container_fixture() -> Callable[..., Container]:
-    """``make_container(id, sandbox=False, cgroup="") -> Container`` of the pod shop/web."""
+    """``make_container(id, sandbox=False, pid=0) -> Container`` of the pod shop/web."""
     return _make_container
 
 

@@ -28,6 +28,7 @@ from expedited.demo.image import HOG_IMAGE
 from expedited.inventory import Inventory, Source, State
 from expedited.settings import AgentSettings
 from expedited.teardown.policy import Mode
+from support.ctr import run_by_ctr
 
 _E = TypeVar("_E")
 
@@ -144,7 +145,7 @@ async def test_a_running_container_has_a_task(client: ContainerdClient, make_con
 async def test_a_container_of_another_namespace_is_found_there(
     client: ContainerdClient, containerd: PrivateContainerd
 ) -> None:
-    await asyncio.to_thread(containerd.ctr_run, HOG_IMAGE, "by-ctr", "/hog", "--bytes", "1M", namespace="k8s.io")
+    await asyncio.to_thread(run_by_ctr, containerd, "by-ctr", "/hog", "--bytes", "1M", namespace="k8s.io")
     try:
         one = await client.container("by-ctr", "k8s.io")
         assert (one.sandbox, one.sandbox_id, one.pod_uid) == (False, "", "")

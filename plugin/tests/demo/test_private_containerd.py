@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from expedited.demo.cri import ContainerSpec, CriError, Mount, PodSpec
 from expedited.demo.daemon import PrivateContainerd
 from expedited.demo.image import HOG_IMAGE
 from expedited.errors import ExpeditedError
+from support.ctr import run_by_ctr
 from support.waiting import wait_for
 
 
@@ -103,7 +105,7 @@ def test_pods_share_pid_namespaces_as_asked(containerd, make_pod, make_container
 
 
 def test_ctr_runs_a_container_below_the_same_roots(containerd):
-    containerd.ctr_run(HOG_IMAGE, "by-ctr", "/hog")
+    run_by_ctr(containerd, "by-ctr", "/hog")
     try:
         assert (containerd.runc_root / "default" / "by-ctr" / "state.json").is_file()
         assert leftovers.processes_in(f"{containerd.cgroup_root}/default/by-ctr")
@@ -159,6 +161,7 @@ _RUNS_A_POD = """
     from expedited.demo.cri import ContainerSpec, PodSpec
     from expedited.demo.daemon import PrivateContainerd
     from expedited.demo.image import HOG_IMAGE, import_workloads
+    from support.ctr import run_by_ctr
 
     def interrupt(number, frame):
         raise KeyboardInterrupt
@@ -170,7 +173,7 @@ _RUNS_A_POD = """
         hog = daemon.cri.create_container(pod, ContainerSpec(HOG_IMAGE, ("/hog", "--children", "2", "--threads", "1")))
         daemon.cri.start_container(hog)
         daemon.cri.limit_cpu(hog, quota_us=1000)
-        daemon.ctr_run(HOG_IMAGE, "other", "/hog")
+        run_by_ctr(daemon, "other", "/hog")
         print("running", flush=True)
         time.sleep(60)
 """
@@ -180,7 +183,10 @@ _RUNS_A_POD = """
 def test_an_interrupted_program_leaves_nothing_of_its_containerd(containerd, number):
     root = Path(tempfile.mkdtemp(prefix="expedited-"))
     command = [sys.executable, "-c", textwrap.dedent(_RUNS_A_POD), str(root)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}  # for support
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == "running\n"
         assert len(_traces(root)) >= 4

@@ -15,6 +15,7 @@ from expedited.demo.daemon import PrivateContainerd
 from expedited.demo.image import HOG_IMAGE, image_from_debian
 from expedited.teardown import Cgroup, Mode, Policy
 from expedited.teardown.report import Fate, Outcome
+from support.ctr import run_by_ctr
 from support.waiting import wait_for
 
 MakePod = Callable[..., Pod]
@@ -194,7 +195,7 @@ def _wait_filled(containerd: PrivateContainerd, name: str) -> None:
 @pytest.mark.parametrize("force", [False, True])
 def test_ctr_kill_and_ctr_delete_force_are_struck(containerd: PrivateContainerd, striker: Any, force: bool) -> None:
     name = f"by-ctr-{force}"
-    containerd.ctr_run(HOG_IMAGE, name, "/hog", "--bytes", "32M", "--children", "1", "--ignore-term")
+    run_by_ctr(containerd, name, "/hog", "--bytes", "32M", "--children", "1", "--ignore-term")
     try:
         striker.wait_gated(name)
         _wait_filled(containerd, name)
@@ -223,7 +224,7 @@ def test_an_exec_is_let_through_and_its_container_still_struck(
 
 
 def test_a_paused_and_resumed_task_is_struck(containerd: PrivateContainerd, striker: Any) -> None:
-    containerd.ctr_run(HOG_IMAGE, "paused", "/hog", "--bytes", "32M")
+    run_by_ctr(containerd, "paused", "/hog", "--bytes", "32M")
     try:
         striker.wait_gated("paused")
         _wait_filled(containerd, "paused")
