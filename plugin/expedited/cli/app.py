@@ -223,7 +223,14 @@ def demo(
     workload: Annotated[
         str | None, typer.Option(help="A real server to stop in the end: redis or stress-ng; '' for none.")
     ] = "redis",
-    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there.")] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            help="Write the figures there: by scenario the medians of both ways, their ratio, and every pair.",
+        ),
+    ] = None,
 ) -> None:
     """Show it: the runtime's own kill beside ours, on a private containerd, and nothing left afterwards."""
     from expedited.demo.run import DemoOptions, run_demo

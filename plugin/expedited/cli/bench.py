@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 
 from rich.progress import Progress as Bar
@@ -20,7 +21,7 @@ def bench_gate(runs: int | None, *, as_json: bool) -> int:
     options = gate.GateOptions() if runs is None else gate.GateOptions(runs=runs)
     with _progress(as_json) as progress:
         result = gate.run(options, _reporter(progress))
-    _print(gate.COLUMNS, gate.rows(result), result.to_json(), result.conditions.describe(), as_json=as_json)
+    _print(gate.COLUMNS, gate.rows(result), result, as_json=as_json)
     return 0
 
 
@@ -29,12 +30,12 @@ def bench_strike(runs: int | None, *, as_json: bool) -> int:
     options = strike.StrikeOptions() if runs is None else strike.StrikeOptions(runs=runs)
     with _progress(as_json) as progress:
         result = strike.run(options, _reporter(progress))
-    _print(strike.COLUMNS, strike.rows(result), result.to_json(), result.conditions.describe(), as_json=as_json)
+    _print(strike.COLUMNS, strike.rows(result), result, as_json=as_json)
     return 0
 
 
 def _progress(hidden: bool) -> Bar:
-    return Bar(transient=True, disable=hidden)
+    return Bar(transient=True, disable=hidden or not sys.stdout.isatty())
 
 
 def _reporter(progress: Bar) -> Progress:
@@ -47,10 +48,14 @@ def _reporter(progress: Bar) -> Progress:
 
 
 def _print(
-    columns: Sequence[str], rows: Sequence[tuple[str, ...]], data: dict[str, object], note: str, *, as_json: bool
+    columns: Sequence[str],
+    rows: Sequence[tuple[str, ...]],
+    result: gate.GateResult | strike.StrikeResult,
+    *,
+    as_json: bool,
 ) -> None:
     if as_json:
-        print(json.dumps(data))
+        print(json.dumps(result.to_json()))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
@@ -59,4 +64,5 @@ def _print(
         table.add_row(*row)
     terminal = console()
     terminal.print(table)
-    terminal.print(note, soft_wrap=True, highlight=False)
+    verdict = "within the target" if result.within_target else "over the target"
+    terminal.print(f"{verdict}; {result.conditions.describe()}", soft_wrap=True, highlight=False)
