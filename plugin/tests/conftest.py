@@ -98,7 +98,7 @@ class Hog:
 def make_container(containerd: PrivateContainerd, make_pod: Callable[..., Pod]) -> Callable[..., Hog]:
     """``make_container("--bytes", "64M", ..., pod=Pod, spec=ContainerSpec) -> Hog``: hog with those flags, READY.
 
-    Its pod is a new one if none is given, and everything goes after the test. ``spec`` is for limits and annotations;
+    Its pod is a new one if none is given, and everything goes after the test. ``spec`` is for limits and names;
     a ``spec`` with a command of its own runs that, and is not waited for.
     """
 

@@ -137,7 +137,7 @@ class NriSource(Handlers):
             sandbox_id=container.pod_id,
             sandbox=False,
             pid=container.pid,
-            state=state or State(container.state.value),
+            state=state or container.state,
             annotations=pod.annotations if pod else None,
         )
 

@@ -7,7 +7,6 @@ from expedited.containerd.events import (
     Event,
     TaskDelete,
     TaskExit,
-    TaskOOM,
     TaskStart,
 )
 from expedited.containerd.records import RuntimeContainer, RuntimeTask
@@ -23,6 +22,5 @@ __all__ = [
     "RuntimeTask",
     "TaskDelete",
     "TaskExit",
-    "TaskOOM",
     "TaskStart",
 ]

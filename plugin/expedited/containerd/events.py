@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from expedited.pb.containerd.events import container_pb2, task_pb2
 from expedited.pb.containerd.types import event_pb2
@@ -22,7 +21,6 @@ __all__ = [
     "Event",
     "TaskDelete",
     "TaskExit",
-    "TaskOOM",
     "TaskStart",
     "decode",
 ]
@@ -43,16 +41,11 @@ class TaskExit:
 
     Attributes:
         process_id: The container's own id for its init, else the id of what was exec'd into it.
-        exit_status: 128 plus the signal's number where a signal ended it.
-        exited_at: Seconds since the epoch.
     """
 
     namespace: str
     container_id: str
     process_id: str
-    pid: int
-    exit_status: int
-    exited_at: float
 
     @property
     def is_init(self) -> bool:
@@ -61,20 +54,11 @@ class TaskExit:
 
 
 @dataclass(frozen=True, slots=True)
-class TaskOOM:
-    """The kernel killed in the container for want of memory."""
-
-    namespace: str
-    container_id: str
-
-
-@dataclass(frozen=True, slots=True)
 class TaskDelete:
     """The running side of a container was cleared away; its record stays. Not told of what was exec'd into it."""
 
     namespace: str
     container_id: str
-    exit_status: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +77,7 @@ class ContainerDelete:
     container_id: str
 
 
-Event = TaskStart | TaskExit | TaskOOM | TaskDelete | ContainerCreate | ContainerDelete
+Event = TaskStart | TaskExit | TaskDelete | ContainerCreate | ContainerDelete
 
 
 def _start(namespace: str, value: bytes) -> Event:
@@ -103,19 +87,14 @@ def _start(namespace: str, value: bytes) -> Event:
 
 def _exit(namespace: str, value: bytes) -> Event:
     said = task_pb2.TaskExit.FromString(value)
-    at = _seconds(said.exited_at)
-    return TaskExit(namespace, said.container_id, said.id or said.container_id, said.pid, said.exit_status, at)
-
-
-def _oom(namespace: str, value: bytes) -> Event:
-    return TaskOOM(namespace, task_pb2.TaskOOM.FromString(value).container_id)
+    return TaskExit(namespace, said.container_id, said.id or said.container_id)
 
 
 def _delete(namespace: str, value: bytes) -> Event | None:
     said = task_pb2.TaskDelete.FromString(value)
     if said.id not in ("", said.container_id):
         return None
-    return TaskDelete(namespace, said.container_id, said.exit_status)
+    return TaskDelete(namespace, said.container_id)
 
 
 def _created(namespace: str, value: bytes) -> Event:
@@ -130,14 +109,13 @@ def _removed(namespace: str, value: bytes) -> Event:
 _DECODERS: Mapping[str, Callable[[str, bytes], Event | None]] = {
     "containerd.events.TaskStart": _start,
     "containerd.events.TaskExit": _exit,
-    "containerd.events.TaskOOM": _oom,
     "containerd.events.TaskDelete": _delete,
     "containerd.events.ContainerCreate": _created,
     "containerd.events.ContainerDelete": _removed,
 }
 
 #: The topics on which these come (containerd core/runtime/events.go).
-TOPICS = ("/tasks/start", "/tasks/exit", "/tasks/oom", "/tasks/delete", "/containers/create", "/containers/delete")
+TOPICS = ("/tasks/start", "/tasks/exit", "/tasks/delete", "/containers/create", "/containers/delete")
 
 
 def decode(envelope: event_pb2.Envelope) -> Event | None:
@@ -153,7 +131,3 @@ def decode(envelope: event_pb2.Envelope) -> Event | None:
         return decoder(envelope.namespace, envelope.event.value)
     except DecodeError as problem:
         raise ValueError(f"containerd's event on {envelope.topic} can't be read: {problem}") from problem
-
-
-def _seconds(stamp: Timestamp) -> float:
-    return stamp.seconds + stamp.nanos / 1e9

@@ -47,7 +47,6 @@ class RuntimeContainer:
     """A container's record, running or not.
 
     Attributes:
-        cgroups_path: As the OCI spec has it: a path, or ``slice:prefix:name`` with the systemd driver.
         sandbox: Whether it is a pod's sandbox (pause) and not one of its containers.
         sandbox_id: Its pod's sandbox: itself, for a sandbox; empty outside of Kubernetes.
         container_name: In its pod.
@@ -57,9 +56,6 @@ class RuntimeContainer:
 
     id: str
     namespace: str
-    labels: Mapping[str, str]
-    image: str
-    cgroups_path: str
     sandbox: bool
     sandbox_id: str
     pod_name: str
@@ -87,8 +83,7 @@ class RuntimeContainer:
 
 def read_container(record: containers_pb2.Container, namespace: str) -> RuntimeContainer:
     """The record that came over the wire; what of its JSON can't be understood is taken to say nothing."""
-    spec = _json(record.spec.value)
-    said: Mapping[str, str] = _mapping(spec, "annotations")
+    said: Mapping[str, str] = _mapping(_json(record.spec.value), "annotations")
     labels = dict(record.labels)
 
     def either(keys: tuple[str, str]) -> str:
@@ -106,9 +101,6 @@ def read_container(record: containers_pb2.Container, namespace: str) -> RuntimeC
     return RuntimeContainer(
         id=record.id,
         namespace=namespace,
-        labels=labels,
-        image=record.image,
-        cgroups_path=str(_mapping(spec, "linux").get("cgroupsPath", "")),
         sandbox=sandbox,
         sandbox_id=sandbox_id,
         pod_name=either(_POD_NAME),

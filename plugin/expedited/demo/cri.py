@@ -186,7 +186,6 @@ class CriClient:
                 "io.kubernetes.container.name": spec.name,
                 **spec.labels,
             },
-            annotations=spec.annotations,
             log_path=f"{spec.name}.log",
             linux=api.LinuxContainerConfig(
                 resources=api.LinuxContainerResources(

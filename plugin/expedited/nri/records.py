@@ -4,28 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 
 from expedited.pb.nri import api_pb2
+from expedited.sighting import State
 
-__all__ = ["ContainerState", "NriContainer", "NriPod", "read_container", "read_pod"]
-
-
-class ContainerState(StrEnum):
-    """What a container is doing."""
-
-    UNKNOWN = "unknown"
-    CREATED = "created"
-    PAUSED = "paused"
-    RUNNING = "running"
-    STOPPED = "stopped"
-
+__all__ = ["NriContainer", "NriPod", "read_container", "read_pod"]
 
 _STATES = {
-    api_pb2.CONTAINER_CREATED: ContainerState.CREATED,
-    api_pb2.CONTAINER_PAUSED: ContainerState.PAUSED,
-    api_pb2.CONTAINER_RUNNING: ContainerState.RUNNING,
-    api_pb2.CONTAINER_STOPPED: ContainerState.STOPPED,
+    api_pb2.CONTAINER_CREATED: State.CREATED,
+    api_pb2.CONTAINER_PAUSED: State.PAUSED,
+    api_pb2.CONTAINER_RUNNING: State.RUNNING,
+    api_pb2.CONTAINER_STOPPED: State.STOPPED,
 }
 
 
@@ -36,7 +25,6 @@ class NriPod:
     Attributes:
         id: The sandbox's, in the runtime.
         uid: Kubernetes'.
-        cgroup_parent: Cgroup path or slice that the pod's containers are put below; empty where the runtime does not say.
         pid: The sandbox's own process, in the host's pid namespace; 0 where there is none, or the runtime does not say.
     """
 
@@ -44,9 +32,7 @@ class NriPod:
     name: str
     uid: str
     namespace: str
-    labels: Mapping[str, str]
     annotations: Mapping[str, str]
-    cgroup_parent: str
     pid: int
 
 
@@ -57,17 +43,13 @@ class NriContainer:
     Attributes:
         pod_id: Its sandbox's.
         pid: Its init, in the host's pid namespace; known from START on, and 0 once it has ended.
-        cgroups_path: As the OCI specification has it: a path, or with the systemd driver SLICE:PREFIX:NAME.
     """
 
     id: str
     pod_id: str
     name: str
-    state: ContainerState
+    state: State
     pid: int
-    cgroups_path: str
-    labels: Mapping[str, str]
-    annotations: Mapping[str, str]
 
 
 def read_pod(said: api_pb2.PodSandbox) -> NriPod:
@@ -77,9 +59,7 @@ def read_pod(said: api_pb2.PodSandbox) -> NriPod:
         name=said.name,
         uid=said.uid,
         namespace=said.namespace,
-        labels=dict(said.labels),
         annotations=dict(said.annotations),
-        cgroup_parent=said.linux.cgroup_parent,
         pid=said.pid,
     )
 
@@ -90,9 +70,6 @@ def read_container(said: api_pb2.Container) -> NriContainer:
         id=said.id,
         pod_id=said.pod_sandbox_id,
         name=said.name,
-        state=_STATES.get(said.state, ContainerState.UNKNOWN),
+        state=_STATES.get(said.state, State.UNKNOWN),
         pid=said.pid,
-        cgroups_path=said.linux.cgroups_path,
-        labels=dict(said.labels),
-        annotations=dict(said.annotations),
     )

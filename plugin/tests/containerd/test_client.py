@@ -97,7 +97,7 @@ async def test_the_version_is_that_of_the_daemon(client: ContainerdClient, conta
 async def test_a_pod_and_its_container_are_listed_with_who_they_are(
     client: ContainerdClient, make_pod: Any, make_container: Any
 ) -> None:
-    spec = PodSpec(annotations={"expedited.io/mode": "observe", "other": "x"}, labels={"app": "web"})
+    spec = PodSpec(annotations={"expedited.io/mode": "observe", "other": "x"})
     pod = await asyncio.to_thread(make_pod, spec)
     hog = await asyncio.to_thread(make_container, "--bytes", "4M", pod=pod, spec=ContainerSpec(HOG_IMAGE, name="main"))
 
@@ -109,12 +109,9 @@ async def test_a_pod_and_its_container_are_listed_with_who_they_are(
         assert one.sandbox_id == pod.id
         assert (one.pod_uid, one.pod_namespace) == (pod.uid, spec.namespace)
         assert one.pod_name == pod.config.metadata.name
-        assert one.cgroups_path.endswith(one.id)
     assert sandbox.sandbox
     assert not main.sandbox
     assert (sandbox.container_name, main.container_name) == ("", "main")
-    assert main.image == HOG_IMAGE
-    assert sandbox.labels["app"] == "web"
     assert sandbox.annotations == spec.annotations
     assert main.annotations is None
     assert await client.container(hog.id) == main
@@ -183,8 +180,9 @@ async def test_a_life_of_a_container_comes_as_events(
     await asyncio.to_thread(containerd.cri.stop_container, hog.id)
     ended = await listener.find(TaskExit, hog.id)
     assert ended.is_init
-    assert (ended.pid, ended.exit_status, ended.namespace) == (hog.pid, 128 + signal.SIGKILL, "k8s.io")
-    assert await listener.find(TaskDelete, hog.id) == TaskDelete("k8s.io", hog.id, 128 + signal.SIGKILL)
+    assert ended == TaskExit("k8s.io", hog.id, hog.id)
+    assert await listener.find(TaskDelete, hog.id) == TaskDelete("k8s.io", hog.id)
+    assert (await asyncio.to_thread(containerd.cri.container, hog.id)).exit_code == 128 + signal.SIGKILL
 
     await asyncio.to_thread(containerd.cri.remove_container, hog.id)
     assert await listener.find(ContainerDelete, hog.id) == ContainerDelete("k8s.io", hog.id)
@@ -218,7 +216,7 @@ async def test_a_listener_outlives_the_daemon_and_lists_anew(
         assert hog.id in lists[1]
         assert {task.container_id: task.pid for task in await client.tasks()}[hog.id] == hog.pid
         await asyncio.to_thread(containerd.cri.stop_container, hog.id)
-        assert (await listener.find(TaskExit, hog.id)).pid == hog.pid
+        assert (await listener.find(TaskExit, hog.id)).is_init
         await listener.close()
 
     said = [(line["log_level"], line["event"]) for line in lines]

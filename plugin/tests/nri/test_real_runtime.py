@@ -18,7 +18,8 @@ import structlog.testing
 from expedited.demo.cri import ContainerSpec, PodSpec
 from expedited.demo.daemon import PrivateContainerd
 from expedited.demo.image import HOG_IMAGE, import_workloads
-from expedited.nri import ContainerState, session
+from expedited.nri import session
+from expedited.sighting import State
 from expedited.teardown.cgroup import Cgroup
 from support.waiting import wait_for
 
@@ -33,8 +34,8 @@ async def test_a_connection_brings_the_runtimes_name_and_all_that_runs(
     containerd: PrivateContainerd, make_pod: Any, make_container: Any, start_serving: Any, heard: Any
 ) -> None:
     annotations = {"expedited.io/mode": "observe"}
-    pod = await asyncio.to_thread(make_pod, PodSpec(annotations=annotations, labels={"app": "web"}))
-    spec = ContainerSpec(HOG_IMAGE, name="main", annotations={"expedited.io/boost": "off"})
+    pod = await asyncio.to_thread(make_pod, PodSpec(annotations=annotations))
+    spec = ContainerSpec(HOG_IMAGE, name="main")
     hog = await asyncio.to_thread(make_container, "--bytes", "2M", pod=pod, spec=spec)
 
     start_serving(containerd.nri_socket)
@@ -47,12 +48,10 @@ async def test_a_connection_brings_the_runtimes_name_and_all_that_runs(
     listed = {one.id: one for one in pods}[pod.id]
     assert (listed.name, listed.uid, listed.namespace) == (pod.config.metadata.name, pod.uid, "expedited")
     assert listed.annotations["expedited.io/mode"] == "observe"
-    assert listed.labels["app"] == "web"
-    assert listed.cgroup_parent == pod.cgroup_parent
+    assert Cgroup.of_process(listed.pid).path == f"{pod.cgroup_parent}/{pod.id}"
     main = {one.id: one for one in containers}[hog.id]
-    assert (main.pod_id, main.name, main.pid, main.state) == (pod.id, "main", hog.pid, ContainerState.RUNNING)
-    assert main.annotations["expedited.io/boost"] == "off"
-    assert main.cgroups_path == hog.cgroup
+    assert (main.pod_id, main.name, main.pid, main.state) == (pod.id, "main", hog.pid, State.RUNNING)
+    assert Cgroup.of_process(main.pid).path == hog.cgroup
     # The sandbox itself is no container
     assert pod.id not in {one.id for one in containers}
 
@@ -92,11 +91,10 @@ async def test_a_containers_whole_life_is_told_in_order(
     for _, its_pod, container in calls:
         assert (its_pod.id, its_pod.uid, container.pod_id) == (pod.id, pod.uid, pod.id)
         assert its_pod.annotations["expedited.io/min-size"] == "1Mi"
-        assert container.cgroups_path == f"{pod.cgroup_parent}/{container_id}"
     by_name = {name: container for name, _, container in calls}
     assert by_name["container_starting"].pid == by_name["container_started"].pid == pid
-    assert by_name["container_starting"].state is ContainerState.CREATED
-    assert by_name["container_started"].state is ContainerState.RUNNING
+    assert by_name["container_starting"].state is State.CREATED
+    assert by_name["container_started"].state is State.RUNNING
     assert seen["state file"]
     assert seen["cgroup"].path == f"{pod.cgroup_parent}/{container_id}"
     assert b"/hog" not in seen["program"].split(b"\0")
@@ -136,7 +134,7 @@ async def test_a_containerd_that_is_restarted_is_found_again(
 
     assert heard.names[:5] == ["connected", "synchronize", "disconnected", "connected", "synchronize"]
     main = {one.id: one for one in heard.calls[4][2]}[hog.id]
-    assert (main.pid, main.state) == (hog.pid, ContainerState.RUNNING)
+    assert (main.pid, main.state) == (hog.pid, State.RUNNING)
     await asyncio.to_thread(containerd.cri.stop_container, hog.id)
     await heard.until(lambda: [name for name, _, _ in heard.of(hog.id)] == ["container_stopped"])
 
