@@ -20,6 +20,8 @@ from expedited.containerd import (
     NotFoundError,
     TaskDelete,
     TaskExit,
+    TaskPaused,
+    TaskResumed,
     TaskStart,
 )
 from expedited.inventory import Inventory, Sighting, Source, State
@@ -226,9 +228,20 @@ class ContainerdSource:
                 self._inventory.saw(Source.CONTAINERD, running)
             case TaskExit() if event.is_init:
                 self._inventory.exited(Source.CONTAINERD, event.container_id)
+            case TaskPaused():
+                self._became(event.container_id, State.PAUSED)
+            case TaskResumed():
+                self._became(event.container_id, State.RUNNING)
             case TaskDelete():
                 self._inventory.exited(Source.CONTAINERD, event.container_id)
             case ContainerDelete():
                 self._inventory.forget(event.container_id)
             case _:
                 pass
+
+    def _became(self, container_id: str, state: State) -> None:
+        """Its init is the one that it had, and was frozen or thawed."""
+        known = self._inventory.get(container_id)
+        # NRI tells of its end by another connection, and may have been first
+        if known is not None and known.seen.state is not State.STOPPED:
+            self._inventory.saw(Source.CONTAINERD, Sighting(container_id, state=state))

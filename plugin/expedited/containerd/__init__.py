@@ -7,6 +7,8 @@ from expedited.containerd.events import (
     Event,
     TaskDelete,
     TaskExit,
+    TaskPaused,
+    TaskResumed,
     TaskStart,
 )
 from expedited.containerd.records import RuntimeContainer, RuntimeTask
@@ -22,5 +24,7 @@ __all__ = [
     "RuntimeTask",
     "TaskDelete",
     "TaskExit",
+    "TaskPaused",
+    "TaskResumed",
     "TaskStart",
 ]

@@ -21,6 +21,8 @@ __all__ = [
     "Event",
     "TaskDelete",
     "TaskExit",
+    "TaskPaused",
+    "TaskResumed",
     "TaskStart",
     "decode",
 ]
@@ -54,6 +56,22 @@ class TaskExit:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskPaused:
+    """All of a container is frozen."""
+
+    namespace: str
+    container_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResumed:
+    """A container that was frozen runs again."""
+
+    namespace: str
+    container_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class TaskDelete:
     """The running side of a container was cleared away; its record stays. Not told of what was exec'd into it."""
 
@@ -77,7 +95,7 @@ class ContainerDelete:
     container_id: str
 
 
-Event = TaskStart | TaskExit | TaskDelete | ContainerCreate | ContainerDelete
+Event = TaskStart | TaskExit | TaskPaused | TaskResumed | TaskDelete | ContainerCreate | ContainerDelete
 
 
 def _start(namespace: str, value: bytes) -> Event:
@@ -88,6 +106,14 @@ def _start(namespace: str, value: bytes) -> Event:
 def _exit(namespace: str, value: bytes) -> Event:
     said = task_pb2.TaskExit.FromString(value)
     return TaskExit(namespace, said.container_id, said.id or said.container_id)
+
+
+def _paused(namespace: str, value: bytes) -> Event:
+    return TaskPaused(namespace, task_pb2.TaskPaused.FromString(value).container_id)
+
+
+def _resumed(namespace: str, value: bytes) -> Event:
+    return TaskResumed(namespace, task_pb2.TaskResumed.FromString(value).container_id)
 
 
 def _delete(namespace: str, value: bytes) -> Event | None:
@@ -109,13 +135,23 @@ def _removed(namespace: str, value: bytes) -> Event:
 _DECODERS: Mapping[str, Callable[[str, bytes], Event | None]] = {
     "containerd.events.TaskStart": _start,
     "containerd.events.TaskExit": _exit,
+    "containerd.events.TaskPaused": _paused,
+    "containerd.events.TaskResumed": _resumed,
     "containerd.events.TaskDelete": _delete,
     "containerd.events.ContainerCreate": _created,
     "containerd.events.ContainerDelete": _removed,
 }
 
 #: The topics on which these come (containerd core/runtime/events.go).
-TOPICS = ("/tasks/start", "/tasks/exit", "/tasks/delete", "/containers/create", "/containers/delete")
+TOPICS = (
+    "/tasks/start",
+    "/tasks/exit",
+    "/tasks/paused",
+    "/tasks/resumed",
+    "/tasks/delete",
+    "/containers/create",
+    "/containers/delete",
+)
 
 
 def decode(envelope: event_pb2.Envelope) -> Event | None:

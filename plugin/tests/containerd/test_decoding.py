@@ -8,7 +8,15 @@ import pytest
 from google.protobuf.any_pb2 import Any
 
 from expedited.containerd import events, records
-from expedited.containerd.events import ContainerCreate, ContainerDelete, TaskDelete, TaskExit, decode
+from expedited.containerd.events import (
+    ContainerCreate,
+    ContainerDelete,
+    TaskDelete,
+    TaskExit,
+    TaskPaused,
+    TaskResumed,
+    decode,
+)
 from expedited.pb.containerd.events import container_pb2, task_pb2
 from expedited.pb.containerd.services.containers.v1 import containers_pb2
 from expedited.pb.containerd.types import event_pb2
@@ -42,10 +50,14 @@ def test_the_end_of_what_was_executed_in_a_container_is_not_the_end_of_its_task(
     assert deleted("") == deleted("c") == TaskDelete("moby", "c")
 
 
-def test_a_creation_and_a_removal_name_the_container() -> None:
+def test_a_pause_its_end_a_creation_and_a_removal_name_the_container() -> None:
+    paused = task_pb2.TaskPaused(container_id="c").SerializeToString()
+    resumed = task_pb2.TaskResumed(container_id="c").SerializeToString()
     created = container_pb2.ContainerCreate(id="c").SerializeToString()
     removed = container_pb2.ContainerDelete(id="c").SerializeToString()
 
+    assert decode(enveloped("containerd.events.TaskPaused", paused)) == TaskPaused("moby", "c")
+    assert decode(enveloped("containerd.events.TaskResumed", resumed)) == TaskResumed("moby", "c")
     assert decode(enveloped("containerd.events.ContainerCreate", created)) == ContainerCreate("moby", "c")
     assert decode(enveloped("containerd.events.ContainerDelete", removed)) == ContainerDelete("moby", "c")
 

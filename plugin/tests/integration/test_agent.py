@@ -19,6 +19,7 @@ from expedited.demo.cri import ContainerSpec, Pod, PodSpec
 from expedited.demo.daemon import PrivateContainerd
 from expedited.demo.image import HOG_IMAGE
 from expedited.teardown import Mode, Policy
+from support.ctr import run_by_ctr
 
 Agent = Any
 StartAgent = Callable[..., Agent]
@@ -98,6 +99,30 @@ def test_a_stop_in_its_grace_is_shown_and_over_when_the_container_is(
     stop.result()
     agent.stop_of(hog.id)
     assert stopping() == {}
+
+
+def test_a_container_that_is_paused_or_resumed_is_shown_so_before_the_next_list(
+    containerd: PrivateContainerd, start: StartAgent
+) -> None:
+    agent = start()
+    run_by_ctr(containerd, "paused", "/hog", "--bytes", "8M")
+
+    def shown(state: str) -> bool:
+        (top,) = agent.json("top")
+        return [each["state"] for each in top["containers"] if each["id"] == "paused"] == [state]
+
+    try:
+        agent.wait(lambda: shown("running"), "it is not shown to run")
+        # Each wait is shorter than from one list of all containers to the next: had only lists told, one would fail
+        for _ in range(2):
+            containerd.ctr("task", "pause", "paused", namespace="default")
+            agent.wait(lambda: shown("paused"), "it is not shown as paused")
+            containerd.ctr("task", "resume", "paused", namespace="default")
+            agent.wait(lambda: shown("running"), "it is not shown to run again")
+    finally:
+        containerd.ctr("task", "delete", "-f", "paused", namespace="default", check=False)
+        containerd.ctr("container", "delete", "paused", namespace="default", check=False)
+    agent.wait(lambda: not any(shown(state) for state in ("paused", "running")), "it is shown after its end")
 
 
 def test_status_tells_how_things_are_and_what_memory_they_take(
