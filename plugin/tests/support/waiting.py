@@ -13,12 +13,18 @@ __all__ = ["happens", "wait_for"]
 _PATIENCE_SECONDS = 30.0
 
 
-def wait_for(condition: Callable[[], object], complaint: str | Callable[[], str]) -> None:
-    """Ask until it is so; a complaint that is called has what is known in the end."""
-    give_up_at = time.monotonic() + _PATIENCE_SECONDS
+def wait_for(
+    condition: Callable[[], object], complaint: str | Callable[[], str], patience_seconds: float = _PATIENCE_SECONDS
+) -> None:
+    """Ask until it is so; a complaint that is called has what is known in the end.
+
+    Raises:
+        AssertionError: it is not so yet when patience is over.
+    """
+    give_up_at = time.monotonic() + patience_seconds
     while not condition():
         if time.monotonic() > give_up_at:
-            pytest.fail(complaint if isinstance(complaint, str) else complaint())
+            raise AssertionError(complaint if isinstance(complaint, str) else complaint())
         time.sleep(0.01)
 
 
