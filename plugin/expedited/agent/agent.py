@@ -38,6 +38,7 @@ from expedited.nri import START_AT_MOST_SECONDS, NriPlugin, serve
 from expedited.settings import AgentSettings
 from expedited.stop import Stop
 from expedited.striker.link import StrikerUnreachable
+from expedited.striker.status import StrikerStatus
 from expedited.teardown.report import Report
 
 if TYPE_CHECKING:  # loaded only where they are wanted: each costs memory
@@ -98,7 +99,7 @@ class Agent:
         self._containerd: ContainerdClient | None = None
         self._listed: asyncio.Event | None = None  # by containerd, for the first time
         self._kubernetes: KubernetesLink | None = None
-        self._gate: dict[str, Any] = {}  # the striker's last status
+        self._gate = StrikerStatus()  # the last that it told
         self._metrics: Metrics | None = None
         self._stopping = Stopping()
         self._closing = asyncio.Event()  # the gate is to end, with the agent or before it
@@ -231,13 +232,13 @@ class Agent:
 
     # -- what the striker tells ----------------------------------------------------------------------------------------
 
-    def _striker_connected(self, status: dict[str, Any]) -> None:
+    def _striker_connected(self, status: StrikerStatus) -> None:
         self._take_status(status)
         if self._looked.is_set():
             self._striker.tell_policies(self._inventory.policies(), default=self._settings.policy)
         self._tell_who_leaves()
         self._reports.connected()
-        self._chores.do(self._reports.catch_up(float(status["started_at"]), self._listed))
+        self._chores.do(self._reports.catch_up(status.started_at, self._listed))
 
     def _striker_said(self, message: dict[str, Any]) -> None:
         match message["is"]:
@@ -270,9 +271,9 @@ class Agent:
         seen = known.seen
         return Stop(report, seen.runtime_namespace, seen.pod_uid, seen.pod_namespace, seen.pod_name, seen.name)
 
-    def _take_status(self, status: dict[str, Any]) -> None:
+    def _take_status(self, status: StrikerStatus) -> None:
         self._gate = status
-        sightings = [Sighting(container_id) for container_id in status["gated"]]
+        sightings = [Sighting(container_id) for container_id in status.gated]
         self._inventory.reconcile(Source.STRIKER, sightings, at=time.monotonic() - _STATUS_SECONDS)
 
     async def _keep_status(self) -> None:
@@ -312,11 +313,11 @@ class Agent:
         keeper = self._striker
         if keeper.state == "ok":
             try:
-                self._take_status(await keeper.ask("status"))
+                self._take_status(await keeper.status())
             except StrikerUnreachable:
                 pass  # its state says so
-        if keeper.state != "ok" and self._gate.get("gated"):
-            self._take_status({**self._gate, "gated": []})  # what it had counted holds, and nobody gates
+        if keeper.state != "ok" and self._gate.gated:
+            self._take_status(replace(self._gate, gated=()))  # what it had counted holds, and nobody gates
         pids = (("agent", os.getpid()), ("striker", keeper.pid), ("supervisor", keeper.supervisor_pid))
         try:
             processes = await asyncio.to_thread(
@@ -330,16 +331,16 @@ class Agent:
             nri=self._nri.state if self._with_nri else "off",
             containerd=self._containerd.state if self._containerd else "off",
             containers=len(self._inventory),
-            gated=len(self._gate.get("gated", ())),
+            gated=len(self._gate.gated),
             stops=self._stops.count,
             processes=processes,
-            kernel=self._gate.get("kernel", ""),
+            kernel=self._gate.kernel,
             started_at=self._started_at,
-            gate_events=self._gate.get("events", 0),
-            gate_overruns=self._gate.get("overruns", 0),
-            gate_restarts=self._gate.get("restarts", 0),
+            gate_events=self._gate.events,
+            gate_overruns=self._gate.overruns,
+            gate_restarts=self._gate.restarts,
             kubernetes=self._kubernetes.state if self._kubernetes else "off",
-            source=self._gate.get("source", ""),
+            source=self._gate.source,
             connections=self._connections(),
             gate_latency=_latency(self._gate),
             kubernetes_events=self._kubernetes.events if self._kubernetes else None,
@@ -368,6 +369,5 @@ class Agent:
         self._closing.set()
 
 
-def _latency(gate: dict[str, Any]) -> GateLatency | None:
-    counts = gate.get("latency_counts")
-    return GateLatency(tuple(counts), gate["latency_sum_seconds"]) if counts else None
+def _latency(gate: StrikerStatus) -> GateLatency | None:
+    return GateLatency(gate.latency_counts, gate.latency_sum_seconds) if gate.latency_counts else None

@@ -25,6 +25,7 @@ from expedited import __version__
 from expedited.errors import AlreadySaid, ExpeditedError, UsageError
 from expedited.settings import AgentSettings
 from expedited.striker.link import StrikerLink, StrikerUnreachable
+from expedited.striker.status import StrikerStatus
 from expedited.teardown.policy import Mode, Policy
 
 __all__ = ["StrikerKeeper"]
@@ -65,7 +66,7 @@ class StrikerKeeper:
     """
 
     def __init__(
-        self, settings: AgentSettings, *, connected: Callable[[_Message], None], heard: Callable[[_Message], None]
+        self, settings: AgentSettings, *, connected: Callable[[StrikerStatus], None], heard: Callable[[_Message], None]
     ) -> None:
         self.state = "starting"
         self.supervisor_pid = 0
@@ -168,20 +169,28 @@ class StrikerKeeper:
             raise kind(message["why"])
         return message
 
+    async def status(self) -> StrikerStatus:
+        """How the striker is.
+
+        Raises:
+            StrikerUnreachable: there is no striker, or it did not answer in time.
+        """
+        return StrikerStatus.from_json(await self.ask("status"))
+
     # -- the link ------------------------------------------------------------------------------------------------------
 
     async def _connect(self) -> None:
         link = self._dial() or await self._dial_until(_NEW_GATE_SECONDS, self._supervisor_ended) or await self._start()
         status = await self._take(link)
-        if status.get("version") != __version__:
-            _log.info("replacing a striker of another version", found=status.get("version"), ours=__version__)
+        if status.version != __version__:
+            _log.info("replacing a striker of another version", found=status.version, ours=__version__)
             self._hang_up()
             await self._end()
             status = await self._take(await self._start())
         self.state = "ok"
         self.connections += 1
-        what = "the kill gate is up" if status["source"] == "fanotify" else "the observer is up: nobody is held"
-        _log.info(what, source=status["source"], kernel=status["kernel"], pid=self.pid)
+        what = "the kill gate is up" if status.holds else "the observer is up: nobody is held"
+        _log.info(what, source=status.source, kernel=status.kernel, pid=self.pid)
         self._connected(status)
 
     def _dial(self) -> StrikerLink | None:
@@ -231,13 +240,13 @@ class StrikerKeeper:
                 return link
             await asyncio.sleep(_DIAL_EVERY_SECONDS)
 
-    async def _take(self, link: StrikerLink) -> _Message:
+    async def _take(self, link: StrikerLink) -> StrikerStatus:
         """Make it ours; its status."""
         self._link = link
         self._lost.clear()
         asyncio.get_running_loop().add_reader(link.fileno(), self._read)
-        status = await self.ask("status")
-        self.pid, self.supervisor_pid = int(status["pid"]), int(status["supervisor_pid"])
+        status = await self.status()
+        self.pid, self.supervisor_pid = status.pid, status.supervisor_pid
         self._hold_supervisor(self.supervisor_pid)
         return status
 
@@ -247,8 +256,9 @@ class StrikerKeeper:
 
     def _hold_supervisor(self, pid: int) -> None:
         self._let_go_of_supervisor()
-        with contextlib.suppress(ProcessLookupError):
-            self._supervisor = os.pidfd_open(pid)
+        if pid:  # else its version does not tell: it can't be ended from here, and says so to who would take its place
+            with contextlib.suppress(ProcessLookupError):
+                self._supervisor = os.pidfd_open(pid)
 
     def _let_go_of_supervisor(self) -> None:
         if self._supervisor >= 0:

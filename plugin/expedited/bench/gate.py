@@ -100,20 +100,20 @@ def run(options: GateOptions | None = None, progress: Progress = silent) -> Gate
             (directory / "state.json").write_text("{}".ljust(_STATE_BYTES))
         with striker(scratch, gated.parent) as link:
             give_up_at = time.monotonic() + 10
-            while not wait_until(_ID in link.ask("status")["gated"], give_up_at, "the striker does not gate its root"):
+            while not wait_until(_ID in link.status().gated, give_up_at, "the striker does not gate its root"):
                 pass
             with echo(GATE_PRIORITY) as other:
                 took = _measure(free / "state.json", gated / "state.json", other, options.runs, progress)
-            status = link.ask("status")
+            status = link.status()
     return GateResult(
         conditions=Conditions.since(load_before),
         without_gate=Spread.of(took.without),
         with_gate=Spread.of(took.within),
         added=Spread.of(took.added),
         wake_ups=Spread.of(took.woken) if took.woken else None,
-        decision_p50_us=status["latency_p50_us"],
-        decision_p99_us=status["latency_p99_us"],
-        overruns=status["overruns"],
+        decision_p50_us=status.latency_p50_us or 0.0,  # None before the first open, and there were some
+        decision_p99_us=status.latency_p99_us or 0.0,
+        overruns=status.overruns,
     )
 
 

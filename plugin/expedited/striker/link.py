@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from expedited.errors import ExpeditedError
+from expedited.striker.status import StrikerStatus
 
 __all__ = ["PACKET_AT_MOST", "Peer", "StrikerLink", "StrikerUnreachable", "peer"]
 
@@ -132,6 +133,14 @@ class StrikerLink:
             if message.get("seq") == sequence:
                 return message
         raise StrikerUnreachable(f"the striker did not answer `{do}` within {timeout_seconds:g} s")
+
+    def status(self, *, timeout_seconds: float = 5.0) -> StrikerStatus:
+        """How it is; on a link of its own, as :meth:`ask`.
+
+        Raises:
+            StrikerUnreachable: the striker has ended, or does not answer in time.
+        """
+        return StrikerStatus.from_json(self.ask("status", timeout_seconds=timeout_seconds))
 
     def close(self) -> None:
         """Hang up."""

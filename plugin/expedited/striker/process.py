@@ -13,7 +13,6 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from expedited import __version__
 from expedited.errors import ExpeditedError
@@ -28,6 +27,7 @@ from expedited.striker.proc_connector import ProcConnector
 from expedited.striker.roots import Roots, own_container_ids
 from expedited.striker.server import Server, listen
 from expedited.striker.source import Source
+from expedited.striker.status import StrikerStatus
 from expedited.striker.stops import Stops, wait_until_idle
 from expedited.teardown.linux import be_realtime, lock_memory, mrelease_support
 from expedited.teardown.policy import Policy
@@ -106,62 +106,18 @@ def _until_told(
     opened = _open(options, log)
     if opened is None:
         return None
-    group = opened if isinstance(opened, int) else None
-    spared = own_container_ids()
-    holds = options.hold_executions == "on" or (options.hold_executions == "auto" and not spared)
-    roots = Roots(group, options.state_roots or STATE_ROOTS, spared, hold_executions=holds)
-    started = time.time()
-
-    def status() -> dict[str, Any]:
-        counters = source.counters
-        return {
-            "version": __version__,
-            "pid": os.getpid(),
-            "supervisor_pid": os.getppid(),
-            "started_at": started,
-            "source": source.name,
-            "kernel": mrelease_support().describe(),
-            "realtime": realtime,
-            "memory_locked": locked,
-            "gated": [os.path.basename(directory) for directory in roots.marked],
-            "binaries": sorted(roots.binaries),
-            "events": counters.events,
-            "kills": counters.kills,
-            "executions": counters.executions,
-            "overruns": counters.overruns,
-            "lost": counters.lost,
-            "restarts": heartbeat.restarts,
-            "latency_p50_us": counters.latencies.percentile_us(0.5),
-            "latency_p99_us": counters.latencies.percentile_us(0.99),
-            "latency_counts": counters.latencies.counts.tolist(),
-            "latency_sum_seconds": counters.latencies.sum_seconds,
-            "active": stops.active,
-            "stops": stops.number,
-        }
-
-    server = Server(listener, status, log)
+    roots = _roots(opened, options)
+    server = Server(listener, log)
     stops = Stops(server.publish, server.stop_began, log)
     stops.default = policy
-    source: Source
-    if isinstance(opened, int):
-        source = Gate(
-            opened,
-            roots,
-            on_kill=stops.on_kill,
-            on_start=stops.on_start,
-            on_deleted=stops.on_deleted,
-            beat=heartbeat.beat,
-            budget_seconds=options.budget_seconds,
-        )
-    else:
-        source = Observer(opened, roots, log, on_kill=stops.on_kill, on_deleted=stops.on_deleted, beat=heartbeat.beat)
+    source = _source(opened, roots, stops, heartbeat, options, log)
     signal.signal(signal.SIGTERM, lambda *_: source.stop())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    locked = _lock_memory(log)
-    realtime = be_realtime(GATE_PRIORITY)
+    locked, realtime = _lock_memory(log), be_realtime(GATE_PRIORITY)
+    striker = _Striker(source, roots, stops, heartbeat, time.time(), locked, realtime)
     heartbeat.beat()  # from the first mark on somebody may be held
     roots.scan()
-    server.start(stops, roots)  # who is told that the gate is up may rely on it
+    server.start(stops, roots, striker.status)  # who is told that the gate is up may rely on it
     if mrelease_support().available:
         OomWatch(roots, stops.on_oom).start()
     gc.collect()
@@ -174,6 +130,47 @@ def _until_told(
     finally:
         source.close()
     return stops
+
+
+@dataclass(frozen=True, slots=True)
+class _Striker:
+    """What the gate's process is made of, as far as its status tells of it."""
+
+    source: Source
+    roots: Roots
+    stops: Stops
+    heartbeat: Heartbeat
+    started_at: float
+    memory_locked: bool
+    realtime: bool
+
+    def status(self) -> StrikerStatus:
+        """How it is now."""
+        counters = self.source.counters
+        return StrikerStatus(
+            version=__version__,
+            pid=os.getpid(),
+            supervisor_pid=os.getppid(),
+            started_at=self.started_at,
+            source=self.source.name,
+            kernel=mrelease_support().describe(),
+            realtime=self.realtime,
+            memory_locked=self.memory_locked,
+            gated=tuple(os.path.basename(directory) for directory in self.roots.marked),
+            binaries=tuple(sorted(self.roots.binaries)),
+            events=counters.events,
+            kills=counters.kills,
+            executions=counters.executions,
+            overruns=counters.overruns,
+            lost=counters.lost,
+            restarts=self.heartbeat.restarts,
+            latency_p50_us=counters.latencies.percentile_us(0.5),
+            latency_p99_us=counters.latencies.percentile_us(0.99),
+            latency_counts=tuple(counters.latencies.counts),
+            latency_sum_seconds=counters.latencies.sum_seconds,
+            active=self.stops.active,
+            stops=self.stops.number,
+        )
 
 
 def _open(options: Options, log: Log) -> int | ProcConnector | None:
@@ -198,6 +195,30 @@ def _open(options: Options, log: Log) -> int | ProcConnector | None:
             " strikes follow them: see `expedited doctor`"
         )
     return connector
+
+
+def _roots(opened: int | ProcConnector, options: Options) -> Roots:
+    spared = own_container_ids()
+    # In a container of our own the binaries are not those that the node's runtimes are
+    holds = options.hold_executions == "on" or (options.hold_executions == "auto" and not spared)
+    group = opened if isinstance(opened, int) else None
+    return Roots(group, options.state_roots or STATE_ROOTS, spared, hold_executions=holds)
+
+
+def _source(
+    opened: int | ProcConnector, roots: Roots, stops: Stops, heartbeat: Heartbeat, options: Options, log: Log
+) -> Source:
+    if isinstance(opened, ProcConnector):
+        return Observer(opened, roots, log, on_kill=stops.on_kill, on_deleted=stops.on_deleted, beat=heartbeat.beat)
+    return Gate(
+        opened,
+        roots,
+        on_kill=stops.on_kill,
+        on_start=stops.on_start,
+        on_deleted=stops.on_deleted,
+        beat=heartbeat.beat,
+        budget_seconds=options.budget_seconds,
+    )
 
 
 def _open_group(directory: str) -> int:

@@ -16,6 +16,7 @@ from expedited.striker.container import open_state, read_container
 from expedited.striker.link import PACKET_AT_MOST, peer
 from expedited.striker.log import Log
 from expedited.striker.roots import Roots
+from expedited.striker.status import StrikerStatus
 from expedited.striker.stops import Stops
 from expedited.teardown.cgroup import Cgroup
 from expedited.teardown.linux import be_realtime
@@ -61,18 +62,17 @@ def listen(path: str) -> socket.socket:
 class Server:
     """Serves every client in one thread; a client that does not read is dropped, never waited for."""
 
-    def __init__(self, listener: socket.socket, status: Callable[[], dict[str, Any]], log: Log) -> None:
+    def __init__(self, listener: socket.socket, log: Log) -> None:
         self._listener = listener
-        self._status = status
         self._log = log
         self._clients: dict[int, socket.socket] = {}
         self._lock = threading.Lock()
         self.stops: Stops | None = None
         self.roots: Roots | None = None
 
-    def start(self, stops: Stops, roots: Roots) -> None:
+    def start(self, stops: Stops, roots: Roots, status: Callable[[], StrikerStatus]) -> None:
         """Begin to serve, in a thread of its own."""
-        self.stops, self.roots = stops, roots
+        self.stops, self.roots, self._status = stops, roots, status
         threading.Thread(target=self._run, name="link", daemon=True).start()
 
     def publish(self, report: Report) -> bool:
@@ -161,7 +161,7 @@ class Server:
         return {"is": "watching", "id": message["id"], "marked": marked}
 
     def _do_status(self, connection: socket.socket, message: dict[str, Any]) -> dict[str, Any]:
-        return {"is": "status", **self._status()}
+        return {"is": "status", **self._status().to_json()}
 
     def _do_reports(self, connection: socket.socket, message: dict[str, Any]) -> dict[str, Any]:
         stops = self._stops()

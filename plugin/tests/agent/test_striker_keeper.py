@@ -1,15 +1,20 @@
-"""The agent and a striker that does not come up: whoever stops the agent then is not kept waiting for it."""
+"""The agent and a striker that does not come up, or is of another version: nobody who stops the agent is kept waiting for it."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from expedited import __version__
 
 # Loaded by each Python of the agent's before its program (site(1)): holds the striker's at its very beginning
 _HOLDS_THE_STRIKER = """
@@ -84,3 +89,45 @@ def test_a_node_with_no_room_for_a_process_gets_its_striker_when_there_is(
         assert "can't be started" in agent.told("kills are not caught")[-1]["event"]
     limit.write_text("max")
     agent.wait_told("the kill gate is up", times=2)
+
+
+# Answers as a striker of another version may: with less in its status than ours has, and with more
+_OF_ANOTHER_VERSION = """
+import json, os, signal, socket, sys
+path, told = sys.argv[1], json.loads(sys.argv[2])
+
+def end(*_):
+    os.unlink(path)
+    os._exit(0)
+
+signal.signal(signal.SIGTERM, end)
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+    listener.bind(path)
+    listener.listen()
+    print(flush=True)
+    while True:
+        connection, _ = listener.accept()
+        while packet := connection.recv(160_000):
+            asked = json.loads(packet)
+            if asked["do"] == "status":
+                ours = {"pid": os.getpid(), "supervisor_pid": os.getpid()}
+                connection.send(json.dumps({"is": "status", "seq": asked["seq"], **ours, **told}).encode())
+"""
+
+
+@pytest.mark.parametrize("told", [{}, {"version": "99.0", "gated": [], "pressure": {"some": 0.5}}], ids=["old", "new"])
+def test_a_striker_of_another_version_is_replaced_whatever_it_tells(
+    run_dir: Path, start_agent: Callable[..., Any], told: dict[str, Any]
+) -> None:
+    command = [sys.executable, "-c", _OF_ANOTHER_VERSION, str(run_dir / "striker.sock"), json.dumps(told)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as kept:
+        try:
+            assert kept.stdout is not None
+            assert kept.stdout.readline() == b"\n"
+            agent = start_agent()
+            assert kept.wait(30) == 0
+        finally:
+            kept.kill()
+    (line,) = agent.told("replacing a striker of another version")
+    assert (line["found"], line["ours"]) == (told.get("version", ""), __version__)
+    assert agent.pids()["striker"] != kept.pid
