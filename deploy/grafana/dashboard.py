@@ -116,10 +116,11 @@ _ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             Panel("Held for", _quantiles("expedited_gate_latency_seconds"), extra=_LOGARITHMIC),
             Panel("Opens judged", (Query("expedited_gate_events_total", _RATE, ("instance",), "{{instance}}"),)),
             Panel(
-                "Overruns and restarts",
+                "Overruns, restarts, losses",
                 (
                     Query("expedited_gate_overruns_total", _EACH, ("instance",), "{{instance}} overruns"),
                     Query("expedited_gate_restarts_total", _EACH, ("instance",), "{{instance}} restarts"),
+                    Query("expedited_source_lost_total", _EACH, ("instance",), "{{instance}} losses"),
                 ),
                 unit="short",
             ),

@@ -341,6 +341,7 @@ class Agent:
             gate_restarts=self._gate.restarts,
             kubernetes=self._kubernetes.state if self._kubernetes else "off",
             source=self._gate.source,
+            source_lost=self._gate.lost,
             connections=self._connections(),
             gate_latency=_latency(self._gate),
             kubernetes_events=self._kubernetes.events if self._kubernetes else None,

@@ -63,6 +63,7 @@ class Status:
         kernel: What the kernel offers the strike: stock, reap-kill or reap-kill+keep-file.
         started_at: Seconds since the epoch.
         source: How kills are seen: fanotify, or an observer that sees them only when they have begun.
+        source_lost: How many times the kernel dropped what it had to tell the source; kills among that were not seen.
         connections: How often each connection was made, by what it is to.
         gate_latency: None before the gate has told of it.
         kubernetes_events: How many Events the cluster took, and never got; None where there is no cluster.
@@ -83,6 +84,7 @@ class Status:
     gate_restarts: int
     kubernetes: str = "off"
     source: str = ""
+    source_lost: int = 0
     connections: Mapping[str, int] = field(default_factory=dict)
     gate_latency: GateLatency | None = None
     kubernetes_events: tuple[int, int] | None = None

@@ -98,6 +98,7 @@ def status_to_pb(status: Status) -> pb.Status:
         gate_restarts=status.gate_restarts,
         kubernetes=status.kubernetes,
         source=status.source,
+        source_lost=status.source_lost,
     )
 
 

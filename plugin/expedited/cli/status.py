@@ -45,7 +45,7 @@ def _table(status: pb.Status) -> Table:
     table.add_row("containers", f"{status.containers} known, {status.gated} gated")
     gate = f"{status.gate_events} events, {status.gate_overruns} over budget, {status.gate_restarts} restarts"
     table.add_row("gate", gate)
-    table.add_row("source", _source(status.source))
+    table.add_row("source", _source(status))
     table.add_row("stops", str(status.stops))
     for process in status.processes:
         memory = f"{format_size(process.rss_bytes)} resident, {format_size(process.pss_bytes)} its own share"
@@ -53,5 +53,8 @@ def _table(status: pb.Status) -> Table:
     return table
 
 
-def _source(source: str) -> str:
-    return source if source in ("", "fanotify") else f"{source}: degraded, kills are followed and not held"
+def _source(status: pb.Status) -> str:
+    degraded = status.source not in ("", "fanotify")
+    said = f"{status.source}: degraded, kills are followed and not held" if degraded else status.source
+    lost = f"events lost {status.source_lost} times, and kills among them not seen" if status.source_lost else ""
+    return "; ".join(part for part in (said, lost) if part)

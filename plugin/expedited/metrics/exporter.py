@@ -113,6 +113,7 @@ class _Standing(Collector):
         yield _family("expedited_gate_restarts_total", [((), now.gate_restarts)])
         if now.gate_latency is not None:
             yield _latency(now.gate_latency)
+        yield _family("expedited_source_lost_total", [((), now.source_lost)])
         yield _family("expedited_containers", [((), now.containers)])
         yield _family("expedited_gated_containers", [((), now.gated)])
         states = {"striker": now.striker, "nri": now.nri, "containerd": now.containerd, "kubernetes": now.kubernetes}

@@ -147,6 +147,11 @@ TABLE: tuple[Metric, ...] = (
         "How long the gate held those who opened a state file.",
         bounds=BOUNDS_SECONDS,
     ),
+    Metric(
+        "expedited_source_lost_total",
+        Kind.COUNTER,
+        "Times that the kernel dropped what it had to tell of, as it came faster than it was read: kills among that were not seen.",
+    ),
     Metric("expedited_containers", Kind.GAUGE, "Containers that are known, sandboxes too."),
     Metric("expedited_gated_containers", Kind.GAUGE, "Containers whose kill passes the gate."),
     Metric(

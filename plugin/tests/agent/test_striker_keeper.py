@@ -8,7 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,8 @@ def test_a_node_with_no_room_for_a_process_gets_its_striker_when_there_is(
     agent.wait_told("the kill gate is up", times=2)
 
 
-# Answers as a striker of another version may: with less in its status than ours has, and with more
-_OF_ANOTHER_VERSION = """
+# Answers as a striker may that was kept: with less in its status than ours has, with more, or with faults that can't be caused
+_KEPT = """
 import json, os, signal, socket, sys
 path, told = sys.argv[1], json.loads(sys.argv[2])
 
@@ -109,25 +110,47 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         connection, _ = listener.accept()
         while packet := connection.recv(160_000):
             asked = json.loads(packet)
-            if asked["do"] == "status":
-                ours = {"pid": os.getpid(), "supervisor_pid": os.getpid()}
-                connection.send(json.dumps({"is": "status", "seq": asked["seq"], **ours, **told}).encode())
+            pids = {"pid": os.getpid(), "supervisor_pid": os.getpid()}
+            answers = {"status": {**pids, **told}, "reports": {"reports": [], "more": False, "heard_up_to": 0}}
+            if asked["do"] in answers:
+                answer = {"is": asked["do"], "seq": asked["seq"], **answers[asked["do"]]}
+                connection.send(json.dumps(answer).encode())
 """
+
+
+@contextmanager
+def _kept_striker(run_dir: Path, told: dict[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
+    """One that listens, until the agent or the test ends it."""
+    command = [sys.executable, "-c", _KEPT, str(run_dir / "striker.sock"), json.dumps(told)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as kept:
+        try:
+            assert kept.stdout is not None
+            assert kept.stdout.readline() == b"\n"
+            yield kept
+        finally:
+            kept.kill()
 
 
 @pytest.mark.parametrize("told", [{}, {"version": "99.0", "gated": [], "pressure": {"some": 0.5}}], ids=["old", "new"])
 def test_a_striker_of_another_version_is_replaced_whatever_it_tells(
     run_dir: Path, start_agent: Callable[..., Any], told: dict[str, Any]
 ) -> None:
-    command = [sys.executable, "-c", _OF_ANOTHER_VERSION, str(run_dir / "striker.sock"), json.dumps(told)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as kept:
-        try:
-            assert kept.stdout is not None
-            assert kept.stdout.readline() == b"\n"
-            agent = start_agent()
-            assert kept.wait(30) == 0
-        finally:
-            kept.kill()
+    with _kept_striker(run_dir, told) as kept:
+        agent = start_agent()
+        assert kept.wait(30) == 0
     (line,) = agent.told("replacing a striker of another version")
     assert (line["found"], line["ours"]) == (told.get("version", ""), __version__)
     assert agent.pids()["striker"] != kept.pid
+
+
+def test_what_the_kernel_dropped_at_the_striker_is_in_the_agents_status(
+    run_dir: Path, start_agent: Callable[..., Any]
+) -> None:
+    told = {"version": __version__, "source": "proc-connector", "lost": 3}
+    with _kept_striker(run_dir, told) as kept:
+        agent = start_agent(ready=False)
+        agent.wait_told("the observer is up")
+        (status,) = agent.json("status")
+        assert (status["source"], status["source_lost"], status["gate_events"]) == ("proc-connector", 3, 0)
+        agent.close()
+        assert kept.wait(30) == 0

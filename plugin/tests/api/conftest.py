@@ -38,6 +38,7 @@ STATUS = Status(
     gate_restarts=1,
     kubernetes="ok",
     source="fanotify",
+    source_lost=6,
 )
 
 
@@ -86,6 +87,7 @@ class MemoryBackend:
     watchers: list[asyncio.Queue[Stop]] = field(default_factory=list)
     watched: threading.Event = field(default_factory=threading.Event)
     unwatched: threading.Event = field(default_factory=threading.Event)
+    told: Status = STATUS
 
     async def strike(self, target: Target, overrides: dict[str, Any]) -> Sequence[Stop]:
         if self.fault:
@@ -115,7 +117,7 @@ class MemoryBackend:
             self.unwatched.set()
 
     async def status(self) -> Status:
-        return STATUS
+        return self.told
 
 
 @dataclass

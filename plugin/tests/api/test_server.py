@@ -130,6 +130,7 @@ def test_a_watcher_that_goes_is_let_go_of(agent: Any, client: ApiClient, make_st
 
 def test_status_is_told_in_full(client: ApiClient) -> None:
     status = client.status()
+    assert (status.source, status.source_lost) == ("fanotify", 6)
     assert (status.version, status.nri, status.kernel, status.gate_events) == ("1.2.3", "dialling", "reap-kill", 1000)
     assert [(process.name, process.pid) for process in status.processes] == [("agent", 10), ("striker", 11)]
 
