@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from expedited.doctor.finding import Level
 from expedited.striker.link import peer
 
-__all__ = ["ANSWER_SECONDS", "Door", "Knock", "knock"]
+__all__ = ["ANSWER_SECONDS", "Door", "Knock", "knock", "unopened"]
 
 #: How long anybody has to answer: the whole examination is to take less than three seconds, whatever hangs.
 ANSWER_SECONDS = 2.0
@@ -52,3 +53,8 @@ def knock(path: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> Knock:
         return Knock(Door.BUSY)  # its queue of connections is full
     except OSError:
         return Knock(Door.NOT_A_SOCKET)  # EPROTOTYPE: a socket, but of another kind; or a path too long for one
+
+
+def unopened(path: str, door: Door) -> tuple[str, Level]:
+    """What is found, and how good it is, where nobody of ours came to the door."""
+    return f"{path}: {door.value}", Level.UNKNOWN if door is Door.CLOSED else Level.DEGRADED

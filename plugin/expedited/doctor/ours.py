@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import os
 import platform
-import socket
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from expedited import __version__
 from expedited.doctor.finding import Area, Finding, Level
-from expedited.doctor.knock import ANSWER_SECONDS, Door, knock
+from expedited.doctor.knock import ANSWER_SECONDS, Door, knock, unopened
+from expedited.doctor.striker import look as look_at_striker
 from expedited.errors import ExpeditedError
 from expedited.settings import AgentSettings
-from expedited.striker.link import StrikerLink
 
 __all__ = ["look"]
+
+# What it costs and how to get it: an agent, its answer, a look at it, a striker for it
+_AN_AGENT = (
+    "no pods' names and policies, no control API, no metrics; a striker that runs goes on striking",
+    "expedited run, or the DaemonSet; --run-dir if it runs elsewhere",
+)
+_AN_ANSWER = (_AN_AGENT[0], "its log says more; end it, then expedited run, or let the DaemonSet start another")
+_A_LOOK = ("it can't be told whether there are names, policies, control API and metrics", "ask as root")
+_ITS_STRIKER = (
+    "while no striker is at work, which the next line says, kills go the runtime's way; the rest of the agent does not need one",
+    "it starts one again and again: its log says what is in the way, and what this machine lacks is listed above",
+)
+_ITS_CLOSED_STRIKER = (
+    _ITS_STRIKER[0],
+    "expedited close has ended it for good: end the agent too, then expedited run, or let the DaemonSet start another",
+)
 
 
 def look(settings: AgentSettings, config: Path | None) -> Iterator[Finding]:
     """Whether they are at work, and how."""
     yield _agent(settings)
-    yield _striker(settings)
+    yield from look_at_striker(settings)
     yield _configuration(config)
     yield _versions()
 
@@ -32,20 +46,14 @@ def _agent(settings: AgentSettings) -> Finding:
     path = settings.api_socket
     door = knock(path).door
     if door is Door.OPEN:
-        found, level = _ask_agent(path)
+        found, level, without = _ask_agent(path)
     else:
-        found, level = _nobody(path, door)
-    return Finding(
-        Area.OURS,
-        "agent",
-        found,
-        level,
-        "no pods' names and policies, no control API, no metrics; a striker that runs goes on striking",
-        "expedited run, or the DaemonSet; --run-dir if it runs elsewhere",
-    )
+        found, level = unopened(path, door)
+        without = {Door.CLOSED: _A_LOOK, Door.BUSY: _AN_ANSWER}.get(door, _AN_AGENT)
+    return Finding(Area.OURS, "agent", found, level, *without)
 
 
-def _ask_agent(path: str) -> tuple[str, Level]:
+def _ask_agent(path: str) -> tuple[str, Level, tuple[str, str]]:
     # Here, as gRPC takes 0.1 s to load, which is for nothing where there is no socket
     from expedited.api.client import ApiClient
 
@@ -53,55 +61,12 @@ def _ask_agent(path: str) -> tuple[str, Level]:
         with ApiClient(path) as client:
             status = client.status(timeout_seconds=ANSWER_SECONDS)
     except ExpeditedError as error:
-        return str(error), Level.DEGRADED
+        return str(error), Level.DEGRADED, _AN_ANSWER
     sides = ((name, getattr(status, name)) for name in ("striker", "nri", "containerd"))
     found = f"{status.version} at {path}; " + ", ".join(f"{name} {state}" for name, state in sides)
-    return found, Level.OK if status.striker == "ok" else Level.DEGRADED
-
-
-def _striker(settings: AgentSettings) -> Finding:
-    path = settings.striker_socket
-    door = knock(path, socket.SOCK_SEQPACKET).door
-    if door is Door.OPEN:
-        found, level = _ask_striker(path)
-    else:
-        found, level = _nobody(path, door)
-    return Finding(
-        Area.OURS,
-        "striker",
-        found,
-        level,
-        "nothing is gated and nothing is struck: kills go the runtime's way",
-        "expedited run starts it and keeps it up; alone, python -m expedited.striker; what it lacks is listed above",
-    )
-
-
-def _ask_striker(path: str) -> tuple[str, Level]:
-    try:
-        with StrikerLink.connect(path) as link:
-            status = link.ask("status", timeout_seconds=ANSWER_SECONDS)
-    except (ExpeditedError, ValueError) as error:
-        return str(error), Level.DEGRADED
-    holds = status.get("source") == "fanotify"
-    well = holds and bool(status.get("realtime")) and bool(status.get("memory_locked"))
-    return _describe(status), Level.OK if well else Level.DEGRADED
-
-
-def _describe(status: dict[str, Any]) -> str:
-    return ", ".join(
-        (
-            f"pid {status.get('pid')}, by {status.get('source')}",
-            f"{len(status.get('gated', ()))} gated",
-            f"kernel {status.get('kernel')}",
-            "real-time" if status.get("realtime") else "not real-time",
-            "memory locked" if status.get("memory_locked") else "memory not locked",
-            f"{status.get('overruns')} over budget, {status.get('restarts')} restarts",
-        )
-    )
-
-
-def _nobody(path: str, door: Door) -> tuple[str, Level]:
-    return f"{path}: {door.value}", Level.UNKNOWN if door is Door.CLOSED else Level.DEGRADED
+    if status.striker == "ok":
+        return found, Level.OK, _AN_AGENT
+    return found, Level.DEGRADED, _ITS_CLOSED_STRIKER if status.striker == "closed" else _ITS_STRIKER
 
 
 def _configuration(config: Path | None) -> Finding:

@@ -108,6 +108,9 @@ def test_an_ordinary_user_is_told_that_the_main_job_can_not_work(examined_under:
     for name in ("agent", "striker", "containerd", "NRI", "state directories"):
         assert said.level(name) == "unknown", said.findings[name]
         assert "closed to this user" in said.found(name)
+    for name in ("agent", "striker"):
+        assert "can't be told" in said.findings[name]["costs"]
+        assert said.findings[name]["remedy"] == "ask as root"
 
 
 def test_in_a_user_namespace_of_its_own_there_is_no_gate(examined_under: Callable) -> None:

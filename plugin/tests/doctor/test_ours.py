@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 
 from expedited import __version__
-from expedited.doctor import Finding, Level
+from expedited.api.client import ApiClient
+from expedited.doctor import Finding, Level, works
 from expedited.doctor.ours import look
+from expedited.doctor.striker import _at_work
 from expedited.settings import AgentSettings
+from expedited.striker.status import StrikerStatus
 
 
 def _findings(settings: AgentSettings, config: Path | None = None) -> dict[str, Finding]:
@@ -24,9 +27,9 @@ def _findings(settings: AgentSettings, config: Path | None = None) -> dict[str, 
 
 
 @contextmanager
-def _running(*command: str) -> Iterator[subprocess.Popen[str]]:
+def _running(*command: str, under: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        [sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*under, sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
             yield process
@@ -35,11 +38,36 @@ def _running(*command: str) -> Iterator[subprocess.Popen[str]]:
             process.communicate(timeout=30)
 
 
+_NOTHING_STRUCK = "nothing is gated and nothing is struck"
+_FOLLOWS = "strikes only follow the runtime's kill"
+_QUEUES = "its reapers queue for a CPU"
+_OWN_PAGES = "a strike waits for its own pages"
+_COSTS = (_NOTHING_STRUCK, _FOLLOWS, _QUEUES, _OWN_PAGES)
+
+
+@contextmanager
+def _striker(
+    settings: AgentSettings, *options: str, under: tuple[str, ...] = ()
+) -> Iterator[tuple[dict[str, Finding], int]]:
+    """What is found beside a striker at work, and the process id of its gate."""
+    usual = (f"--run-dir={settings.run_dir}", f"--state-root={settings.state_roots[0]}", "--hold-executions=off")
+    with _running("expedited.striker", *usual, *options, under=under) as striker:
+        assert striker.stdout is not None
+        pid = json.loads(striker.stdout.readline())["pid"]
+        yield _findings(settings), pid
+
+
+def _named(finding: Finding) -> set[str]:
+    return {cost for cost in _COSTS if cost in finding.costs}
+
+
 def test_nobody_at_work_is_said_with_where_they_were_looked_for(settings: AgentSettings) -> None:
     said = _findings(settings)
     for name, path in (("agent", settings.api_socket), ("striker", settings.striker_socket)):
         assert said[name].ok is Level.DEGRADED
         assert said[name].found == f"{path}: not there"
+        assert "expedited run" in said[name].remedy
+    assert _named(said["striker"]) == {_NOTHING_STRUCK}
 
 
 def test_a_striker_at_work_tells_how_it_is(settings: AgentSettings, run_dir: Path) -> None:
@@ -54,14 +82,84 @@ def test_a_striker_at_work_tells_how_it_is(settings: AgentSettings, run_dir: Pat
         assert said.ok is (Level.OK if quick else Level.DEGRADED)
 
 
-def test_a_striker_that_holds_nobody_is_degraded(settings: AgentSettings) -> None:
-    options = ("--run-dir", settings.run_dir, "--state-root", settings.state_roots[0], "--source", "observe")
-    with _running("expedited.striker", *options) as striker:
-        assert striker.stdout is not None
-        ready = json.loads(striker.stdout.readline())
-        said = _findings(settings)["striker"]
-    assert f"pid {ready['pid']}, by proc-connector" in said.found
-    assert said.ok is Level.DEGRADED
+def test_a_striker_that_only_observes_costs_what_it_costs_to_follow(settings: AgentSettings) -> None:
+    with _striker(settings, "--source=observe") as (said, pid):
+        finding = said["striker"]
+        assert f"pid {pid}, by proc-connector" in finding.found
+    assert finding.ok is Level.DEGRADED
+    lacks = {_FOLLOWS}
+    lacks |= {_QUEUES} if "not real-time" in finding.found else set()
+    lacks |= {_OWN_PAGES} if "memory not locked" in finding.found else set()
+    assert _named(finding) == lacks
+    assert "source: auto or gate" in finding.remedy
+    assert "expedited run" not in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("under", "found", "cost", "remedy"),
+    [
+        (("setpriv", "--bounding-set=-sys_nice", "--inh-caps=-sys_nice"), "not real-time", _QUEUES, "CAP_SYS_NICE"),
+        (
+            ("prlimit", "--memlock=65536", "setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"),
+            "memory not locked",
+            _OWN_PAGES,
+            "CAP_IPC_LOCK",
+        ),
+    ],
+    ids=["priority", "memory"],
+)
+def test_what_a_striker_at_work_lacks_is_what_it_costs_and_no_more(
+    settings: AgentSettings, under: tuple[str, ...], found: str, cost: str, remedy: str
+) -> None:
+    with _striker(settings, under=under) as (said, _):
+        finding = said["striker"]
+    assert finding.ok is Level.DEGRADED
+    assert found in finding.found
+    assert cost in finding.costs
+    assert remedy in finding.remedy
+    assert not _named(finding) & {_NOTHING_STRUCK, _FOLLOWS}
+
+
+def test_a_striker_that_lacks_nothing_is_worth_what_none_would_cost() -> None:
+    status = StrikerStatus(source="fanotify", realtime=True, memory_locked=True)
+    assert _at_work(status).ok is Level.OK
+    assert _named(_at_work(status)) == {_NOTHING_STRUCK}
+    without_all = _at_work(StrikerStatus(source="proc-connector"))
+    assert _named(without_all) == {_FOLLOWS, _QUEUES, _OWN_PAGES}
+    for part in ("source: auto", "CAP_SYS_NICE", "CAP_IPC_LOCK"):
+        assert part in without_all.remedy
+
+
+_BY_NO_RUNTIME = "a SIGKILL that no runtime command sends"
+_FIRST_SECOND = "an OOM kill in a container's first second"
+_OVER_AT_ONCE = "over before it could be followed"
+
+
+def test_the_gate_in_use_is_named_with_what_it_can_not_see(settings: AgentSettings) -> None:
+    with _striker(settings, "--source=gate") as (said, _):
+        source = said["source"]
+    assert source.ok is Level.OK
+    assert source.found.startswith("fanotify, the kill gate; it can't see ")
+    assert "what was over at once" not in source.found
+    assert (_BY_NO_RUNTIME in source.costs, _FIRST_SECOND in source.costs, _OVER_AT_ONCE in source.costs) == (1, 1, 0)
+    assert "expedited kill" in source.remedy
+
+
+def test_the_observer_in_use_is_named_with_what_it_can_not_see_as_well(settings: AgentSettings) -> None:
+    with _striker(settings, "--source=observe") as (said, _):
+        source = said["source"]
+    assert source.ok is Level.DEGRADED
+    assert works(said.values())
+    assert source.found.startswith("proc-connector, the observer; it can't see what was over at once, ")
+    assert (_BY_NO_RUNTIME in source.costs, _FIRST_SECOND in source.costs, _OVER_AT_ONCE in source.costs) == (1, 1, 1)
+    assert "source: auto or gate" in source.remedy
+
+
+def test_with_no_striker_no_source_is_in_use(settings: AgentSettings) -> None:
+    source = _findings(replace(settings, source="gate"))["source"]
+    assert source.ok is Level.UNKNOWN
+    assert source.found == "none in use, as no striker answers; configured: gate"
+    assert _BY_NO_RUNTIME in source.costs
 
 
 def test_an_agent_at_work_tells_of_its_striker_and_its_runtime(settings: AgentSettings) -> None:
@@ -70,7 +168,36 @@ def test_an_agent_at_work_tells_of_its_striker_and_its_runtime(settings: AgentSe
         while (said := _findings(wanted))["agent"].ok is not Level.OK:
             assert agent.poll() is None, agent.communicate()
     assert said["agent"].found.startswith(f"{__version__} at {wanted.api_socket}; striker ok")
+    assert "no control API" in said["agent"].costs
     assert said["striker"].found.startswith("pid ")
+
+
+def test_an_agent_without_a_striker_costs_the_strikes_and_not_the_control_api(settings: AgentSettings) -> None:
+    wanted = replace(settings, metrics_address="", nri_socket="", containerd_socket="", log_format="json")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as mute:
+        mute.bind(wanted.striker_socket)
+        mute.listen()
+        with _running("expedited.agent", wanted.to_json()) as agent:
+            while "striker starting" not in (said := _findings(wanted))["agent"].found:
+                assert agent.poll() is None, agent.communicate()
+    assert said["agent"].ok is Level.DEGRADED
+    assert "kills go the runtime's way" in said["agent"].costs
+    assert "no control API" not in said["agent"].costs
+    assert "again and again" in said["agent"].remedy
+
+
+def test_an_agent_whose_striker_was_ended_for_good_is_to_be_started_anew(settings: AgentSettings) -> None:
+    wanted = replace(settings, metrics_address="", nri_socket="", containerd_socket="", log_format="json")
+    with _running("expedited.agent", wanted.to_json()) as agent:
+        while _findings(wanted)["agent"].ok is not Level.OK:
+            assert agent.poll() is None, agent.communicate()
+        with ApiClient(wanted.api_socket) as client:
+            client.close_gate()
+        said = _findings(wanted)
+    assert "striker closed" in said["agent"].found
+    assert said["agent"].ok is Level.DEGRADED
+    assert "expedited close has ended it" in said["agent"].remedy
+    assert _named(said["striker"]) == {_NOTHING_STRUCK}
 
 
 @pytest.mark.parametrize(
@@ -86,6 +213,8 @@ def test_whoever_listens_and_says_nothing_is_not_waited_for(
         said = _findings(settings)[name]
     assert said.ok is Level.DEGRADED
     assert "not answer" in said.found
+    assert "log" in said.remedy
+    assert _NOTHING_STRUCK not in said.costs  # nobody knows
 
 
 def test_a_striker_that_talks_nonsense_is_no_striker(settings: AgentSettings, run_dir: Path) -> None:
@@ -103,6 +232,7 @@ def test_a_striker_that_talks_nonsense_is_no_striker(settings: AgentSettings, ru
         said = _findings(settings)["striker"]
         os.waitpid(pid, 0)
     assert said.ok is Level.DEGRADED
+    assert _NOTHING_STRUCK not in said.costs  # nobody knows
 
 
 def test_the_configuration_that_is_read_is_named(
