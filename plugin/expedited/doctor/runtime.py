@@ -20,7 +20,7 @@ __all__ = ["look"]
 
 # What the first release with NRI's present protocol has, and what Debian 13 has
 _OLDEST_CONTAINERD = (1, 7)
-_LOW_LEVEL = ("runc", "crun", "youki")
+_LOW_LEVEL = ("runc", "crun")
 # Debian has runc in /usr/sbin, which is not on everybody's PATH
 _MORE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _VERSION = re.compile(r"\bv?(\d+)\.(\d+)(\.\S+)?")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +14,7 @@ from expedited.teardown.proc import read_proc
 
 __all__ = ["Container", "InitGone", "StateError", "directory_of_state", "open_state", "read_container"]
 
-_STATE_FILES = ("state.json", "status")  # runc's and youki's; crun's
+_STATE_FILES = ("state.json", "status")  # runc's; crun's
 #: The largest state file that is read: runc's has some 20 KB, more with many mounts.
 _STATE_AT_MOST = 4 << 20
 
@@ -79,7 +78,7 @@ def open_state(directory: str) -> int | None:
 
 
 def read_container(directory: str, descriptor: int) -> Container:
-    """Read the state file (runc's and youki's ``state.json``, crun's ``status``) through an open descriptor.
+    """Read the state file (runc's ``state.json``, crun's ``status``) through an open descriptor.
 
     Through the descriptor, because opening it by name would pass the gate.
 
@@ -97,29 +96,43 @@ def read_container(directory: str, descriptor: int) -> Container:
             f"{directory}: the state file names no init process ({error}); is this a runtime's directory?"
         ) from None
     paths = state.get("cgroup_paths")
-    recorded = paths if isinstance(paths, dict) else None
-    cgroup = Cgroup.from_runtime(recorded) if recorded is not None else _cgroup_by_init(directory, init_pid, state)
-    init = None
-    with suppress(OSError):
-        init = Pidfd.open(init_pid)
-    fields = _stat(init_pid)
-    if fields and int(fields[19]) == init_start:  # asked after all that: the number may be somebody else's by now
-        return Container(directory, init_pid, init_start, cgroup, init)
-    if recorded is None:
-        raise InitGone(f"{directory}: its init, process {init_pid}, has exited")
-    return Container(directory, init_pid, init_start, cgroup)
+    init = Pidfd.open_ahead(init_pid)
 
+    def is_there() -> bool:
+        fields = _stat(init_pid)  # asked after its pidfd was opened: the number may be somebody else's
+        return bool(fields) and int(fields[19]) == init_start
 
-def _cgroup_by_init(directory: str, pid: int, state: dict[str, Any]) -> Cgroup:
-    """The cgroup that crun has on record, if init is in it or below, where an init like systemd has gone; else init's own."""
+    if isinstance(paths, dict):
+        cgroup = Cgroup.from_runtime(paths)
+        return Container(directory, init_pid, init_start, cgroup, init if is_there() else None)
+    gone = InitGone(f"{directory}: its init, process {init_pid}, has exited")
+    if not is_there():
+        raise gone
     try:
-        own = Cgroup.of_process(pid)
-        recorded = str(state.get("cgroup-path") or "").rstrip("/")
-        return Cgroup.find(recorded) if recorded and own.path.startswith(f"{recorded}/") else own
+        cgroup = _cgroup_by_init(directory, init_pid, str(state.get("cgroup-path") or ""))
     except CgroupGone:
-        if os.path.isdir(f"/proc/{pid}"):
+        if os.path.isdir(f"/proc/{init_pid}"):
             raise
-        raise InitGone(f"{directory}: its init, process {pid}, has exited") from None
+        raise gone from None
+    if not is_there():
+        raise gone
+    return Container(directory, init_pid, init_start, cgroup, init)
+
+
+def _cgroup_by_init(directory: str, pid: int, recorded: str) -> Cgroup:
+    """The cgroup that crun has on record, found by its init, which is in it or below, where one like systemd has gone.
+
+    By both, because the record is as crun saw it, which may have been in a cgroup namespace; and because a container may have none
+    of its own (``--cgroups=disabled``): then init's is that of whoever has started it.
+    """
+    own = Cgroup.of_process(pid)
+    at = f"{own.path}/".find(f"{recorded.rstrip('/')}/") if recorded.strip("/") else -1
+    if at < 0:
+        raise StateError(
+            f"{directory}: its init is in {own.path}, its state says {recorded or 'none'}: no cgroup of its own that may be struck"
+        )
+    end = at + len(recorded.rstrip("/"))
+    return own if end == len(own.path) else Cgroup.find(own.path[:end])
 
 
 def _stat(pid: int) -> list[bytes]:

@@ -11,12 +11,14 @@ import select
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from expedited.errors import ExpeditedError
 from expedited.striker.container import Container, open_state, read_container
 from expedited.striker.roots import Roots
 from expedited.teardown.cgroup import Cgroup
 from expedited.teardown.linux import be_realtime
+from expedited.teardown.pidfd import highest_ahead
 from expedited.teardown.reap import STRIKER_PRIORITY
 
 __all__ = ["OomWatch"]
@@ -83,7 +85,10 @@ class OomWatch:
             container = read_container(directory, state)
         finally:
             os.close(state)
-        bell = _Bell(container, container.cgroup)
+        bell = _Bell(replace(container, init=None), container.cgroup)  # nobody asks after its init
+        if bell.descriptor >= highest_ahead():
+            os.close(bell.descriptor)
+            return
         self._bells[bell.descriptor] = bell
         self._poller.register(bell.descriptor, bell.events)
 

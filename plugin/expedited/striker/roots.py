@@ -7,10 +7,12 @@ has been handled; and with NRI the runtime waits in its START hook until the mar
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 
 from expedited.striker.fanotify import (
     IN_CREATE,
@@ -30,7 +32,9 @@ __all__ = ["Roots", "own_container_ids"]
 _CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 _MOUNTED_BY_RUNTIMES = ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf")
 _LOOKS = 5
-_RUNTIMES = ("runc", "crun", "youki")
+_RUNTIMES = ("runc", "crun")
+#: How often is looked whether a runtime was installed anew; and, where not every directory can be watched, what has come.
+_LOOK_AGAIN_SECONDS, _LOOK_INSTEAD_SECONDS = 10.0, 1.0
 _BINARY_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/libexec/podman")
 
 
@@ -65,20 +69,39 @@ class Roots:
         patterns: Directories with one directory a container; ``*`` as the last part stands for any namespace.
         spared: Container ids never to be gated.
         hold_executions: Whether to hold whoever executes a runtime binary.
+        complain: Takes a line for a person.
+
+    Attributes:
+        binaries: Path of each runtime binary whose executions are held -> which file that is.
+
+    Raises:
+        OSError: there is no inotify instance left for this user.
     """
 
     def __init__(
-        self, group: int | None, patterns: Iterable[str], spared: frozenset[str], *, hold_executions: bool
+        self,
+        group: int | None,
+        patterns: Iterable[str],
+        spared: frozenset[str],
+        *,
+        hold_executions: bool,
+        complain: Callable[[str], object] = lambda line: None,
     ) -> None:
         self.inotify = INotify()
-        self.binaries: set[str] = set()
+        self.binaries: dict[str, tuple[int, int]] = {}
+        self._complain = complain
         self._group = group
         self._patterns = tuple(pattern.rstrip("/") for pattern in patterns)
         self._spared = spared
         self._hold_executions = hold_executions and group is not None
         self._marked: dict[str, str] = {}  # container's directory -> its id
         self._parents: dict[int, str] = {}  # inotify watch -> directory of containers
-        self._waiting: dict[int, str] = {}  # inotify watch -> directory in which a root's next part will appear
+        self._awaited: dict[
+            int, set[str]
+        ] = {}  # inotify watch -> names of what is awaited there; none: of whatever comes
+        self._unwatched: set[str] = set()  # directories of containers for which there was no watch left
+        self._short_of_watches = False
+        self._look_again_at = 0.0
         # The gate's loop handles events, the link's thread asks for marks.
         self._lock = threading.Lock()
 
@@ -105,12 +128,35 @@ class Roots:
     def scan(self) -> None:
         """Watch and mark everything that is there; safe to do again at any time."""
         with self._lock:
-            if self._hold_executions:
-                for folder in (*_BINARY_FOLDERS, *os.environ.get("PATH", "").split(":")):
-                    for runtime in _RUNTIMES:
-                        self._hold(f"{folder}/{runtime}")
+            was_short, self._short_of_watches = self._short_of_watches, False
+            self._unwatched.clear()
+            self._hold_binaries()
             for pattern in self._patterns:
                 self._follow(pattern)
+            is_short = self._short_of_watches
+        if is_short and not was_short:
+            self._complain(
+                "no inotify watches left for this user: new containers are found by looking every second, and a kill that is"
+                " sooner is the runtime's alone; raise the sysctl fs.inotify.max_user_watches"
+            )
+
+    def look_again(self) -> list[str]:
+        """Make up for what no event tells of; at once, where it is not time for that yet.
+
+        Returns:
+            The directories of containers that were deleted.
+        """
+        now = time.monotonic()
+        if now < self._look_again_at:
+            return []
+        deleted = []
+        if self._short_of_watches:
+            deleted = self._rescan()
+        else:
+            with self._lock:
+                self._hold_binaries()
+        self._look_again_at = now + (_LOOK_INSTEAD_SECONDS if self._short_of_watches else _LOOK_AGAIN_SECONDS)
+        return deleted
 
     def drain(self) -> list[str]:
         """Handle every directory event so far.
@@ -132,18 +178,22 @@ class Roots:
                         self._marked.pop(directory, None)  # made again: a new inode, which wants a new mark
                         self._mark(directory)
                 elif mask & (IN_DELETE_SELF | IN_IGNORED):
-                    gone = self._parents.pop(watch, None) or self._waiting.pop(watch, None)
-                    rescan = rescan or gone is not None
-                elif mask & IN_Q_OVERFLOW or watch in self._waiting:
+                    known = watch in self._parents or watch in self._awaited
+                    self._parents.pop(watch, None)
+                    self._awaited.pop(watch, None)
+                    rescan = rescan or known
+                elif mask & IN_Q_OVERFLOW or self._is_awaited(watch, name):
                     rescan = True
-        if rescan:
-            self.scan()
-            with self._lock:
-                # Whose deletion was among the events that were lost
-                for directory in [known for known in self._marked if not os.path.isdir(known)]:
-                    del self._marked[directory]
-                    deleted.append(directory)
-        return deleted
+        return deleted + self._rescan() if rescan else deleted
+
+    def _rescan(self) -> list[str]:
+        """Scan, and find whose deletion no event has told of."""
+        self.scan()
+        with self._lock:
+            gone = [known for known in self._marked if not os.path.isdir(known)]
+            for directory in gone:
+                del self._marked[directory]
+        return gone
 
     def ensure(self, container_id: str) -> bool:
         """Mark one container now, wherever it is; True if it is gated."""
@@ -151,21 +201,43 @@ class Roots:
             return False
         with self._lock:
             found = False
-            for parent in set(self._parents.values()):
+            for parent in {*self._parents.values(), *self._unwatched}:
                 found = self._mark(f"{parent}/{container_id}") or found
             return found
 
     # -- with the lock held --------------------------------------------------------------------------------------------
 
-    def _hold(self, path: str) -> None:
-        real = os.path.realpath(path)
-        if self._group is None or real in self.binaries:
+    def _hold_binaries(self) -> None:
+        if not self._hold_executions:
             return
+        for folder in (*_BINARY_FOLDERS, *os.environ.get("PATH", "").split(":")):
+            for runtime in _RUNTIMES:
+                self._hold(os.path.realpath(f"{folder}/{runtime}"))
+
+    def _hold(self, path: str) -> None:
         try:
-            mark_binary(self._group, real)
+            status = os.stat(path)
+            which = status.st_dev, status.st_ino
+            if self._group is None or self.binaries.get(path) == which:
+                return  # the mark is the file's: one that was installed in its place wants its own
+            mark_binary(self._group, path)
         except OSError:
             return  # not there; or no FAN_OPEN_EXEC_PERM here, and NRI and inotify have to do
-        self.binaries.add(real)
+        self.binaries[path] = which
+
+    def _is_awaited(self, watch: int, name: str) -> bool:
+        names = self._awaited.get(watch)
+        return names is not None and (not names or name in names)
+
+    def _watch(self, directory: str) -> int | None:
+        """None: there are no watches left, and it is to be looked at instead."""
+        try:
+            return self.inotify.watch(directory, IN_CREATE | IN_MOVED_TO | IN_DELETE | IN_DELETE_SELF)
+        except OSError as problem:
+            if problem.errno != errno.ENOSPC:
+                raise
+            self._short_of_watches = True
+            return None
 
     def _follow(self, pattern: str) -> None:
         base, star, _ = pattern.partition("/*")
@@ -174,7 +246,7 @@ class Roots:
         if not star:
             self._follow_parent(base)
             return
-        # base is in _waiting: a namespace that appears in it leads to the next scan
+        # All is awaited in base: a namespace that appears in it leads to the next scan
         for name in _directories(base):
             self._follow_parent(f"{base}/{name}")
 
@@ -186,7 +258,7 @@ class Roots:
             except FileNotFoundError:
                 continue  # a part of it went between the look and the watch: begin again from the top
             except OSError:
-                return False  # a file of that name, or no inotify watches left
+                return False  # a file of that name
         return False
 
     def _watch_path(self, base: str) -> bool:
@@ -195,9 +267,12 @@ class Roots:
             directory = f"{directory.rstrip('/')}/{part}" if part else "/"
             if directory != base and os.path.isdir(f"{directory.rstrip('/')}/{self._next_part(directory, base)}"):
                 continue
-            watch = self.inotify.watch(directory, IN_CREATE | IN_MOVED_TO | IN_DELETE | IN_DELETE_SELF)
-            if watch not in self._parents:
-                self._waiting[watch] = directory
+            watch = self._watch(directory)
+            if watch is not None and watch not in self._parents:
+                if directory == base:
+                    self._awaited[watch] = set()
+                elif self._awaited.get(watch) != set():
+                    self._awaited.setdefault(watch, set()).add(self._next_part(directory, base))
             if directory == base:
                 return True
             if not os.path.isdir(f"{directory.rstrip('/')}/{self._next_part(directory, base)}"):
@@ -212,11 +287,14 @@ class Roots:
         # As the kernel names the file that somebody opens: below /var/run, say, the same container would have two names
         parent = os.path.realpath(parent)
         try:
-            watch = self.inotify.watch(parent, IN_CREATE | IN_MOVED_TO | IN_DELETE | IN_DELETE_SELF)
+            watch = self._watch(parent)
         except OSError:
             return
-        self._waiting.pop(watch, None)
-        self._parents[watch] = parent
+        if watch is None:
+            self._unwatched.add(parent)
+        else:
+            self._awaited.pop(watch, None)
+            self._parents[watch] = parent
         for name in _directories(parent):
             self._mark(f"{parent}/{name}")
 

@@ -119,6 +119,7 @@ class Source(ABC):
                     return
                 else:
                     self._drain()
+            self._tell_deleted(self._roots.look_again())
             self._end_round()
 
     def stop(self) -> None:
@@ -143,5 +144,8 @@ class Source(ABC):
         """What is to be looked at once a round."""
 
     def _drain(self) -> None:
-        for directory in self._roots.drain():
+        self._tell_deleted(self._roots.drain())
+
+    def _tell_deleted(self, directories: list[str]) -> None:
+        for directory in directories:
             self._on_deleted(directory)

@@ -39,6 +39,10 @@ _OBSERVED_AT_LENGTH = AT_MOST // 2
 # What images ask to be stopped by (STOPSIGNAL): most by SIGTERM; SIGQUIT nginx, SIGINT PostgreSQL, SIGWINCH httpd, and systemd the last
 _STOP_SIGNALS = frozenset((signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGWINCH, signal.SIGRTMIN + 3))
 
+# Where podman, CRI-O and people keep their containers. They take a kill for failed that comes to one who is dead: podman forgets
+# that the container was to be stopped, and starts it again where it has a restart policy. containerd's shims do not.
+_WITHOUT_A_SHIM = ("/run/runc", "/run/crun")
+
 _OBSERVED = "observed:"
 
 
@@ -205,8 +209,8 @@ class Stops:
         if mode is Mode.OFF or not container.is_running():
             return  # after init's exit the runtime's `kill --all` finds nobody: the memory is back already
         policy = policy.for_container(container.id)
-        if not kill.held:
-            policy = replace(policy, order=Order.FOLLOW)  # the runtime's own signal is on its way already
+        if not kill.held or (policy.order is Order.AUTO and os.path.dirname(container.directory) in _WITHOUT_A_SHIM):
+            policy = replace(policy, order=Order.FOLLOW)  # the runtime's own signal is on its way, or has to arrive
         if policy.mode is Mode.OBSERVE and self.active < _OBSERVED_AT_LENGTH:
             # What takes longer than any strike is just what there is to be measured
             policy = replace(policy, deadline_seconds=max(policy.deadline_seconds, _OBSERVED_SECONDS))

@@ -133,12 +133,16 @@ class Boost:
                 self._lower(tids)
 
     def lift_limits(self) -> None:
-        """Take the cgroup's own weight, quota and CPU set off it (its ancestors' are not ours to change)."""
+        """Take the cgroup's own weight and quota off it, and its CPU set (its ancestors' are not ours to change).
+
+        The CPU set only where they can't be real-time: those who can get their turn on the CPUs that they have, and on others' they
+        would go before whoever has those for himself.
+        """
         if self._cgroup.cpu_dir is not None:
             for name, value, word in _CPU_LIMITS[self._cgroup.version]:
                 self._lift(f"{self._cgroup.cpu_dir}/{name}", value, word)
         cpuset = self._cgroup.cpuset_dir
-        if cpuset is not None:
+        if cpuset is not None and not self._realtime:
             name = "cpuset.cpus.effective" if self._cgroup.version == 2 else "cpuset.cpus"
             try:
                 all_of_parents = _read(f"{os.path.dirname(cpuset)}/{name}")

@@ -102,7 +102,7 @@ class Ending:
             # Who is only watched is watched to the end: what takes long is what there is to be measured
             self.over = not self._observing and self.dying > 0 and self._story.now() > policy.deadline_seconds
             return None
-        if not self._cgroup.is_empty():
+        if not (self._cgroup.is_empty() or self.roster.is_over()):
             # Somebody was started meanwhile, or was beyond what one enrolment takes
             self.roster.close_exited()
             self._ask_also(self.roster.enrol(ahead=True))

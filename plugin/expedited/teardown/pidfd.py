@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 
-__all__ = ["Pidfd"]
+__all__ = ["Pidfd", "highest_ahead"]
+
+
+def highest_ahead() -> int:
+    """The number from which on a descriptor is one too many for what is held in advance.
+
+    The kernel gives out the lowest number that is free, so a high one says how many are in use.
+    """
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 
 
 class Pidfd:
@@ -28,6 +37,19 @@ class Pidfd:
             OSError: there is none (ESRCH), it is a thread's number (EINVAL), or there is no descriptor left (EMFILE, ENFILE).
         """
         return cls(os.pidfd_open(pid))
+
+    @classmethod
+    def open_ahead(cls, pid: int) -> Pidfd | None:
+        """The same for one whose time has not come: None where there is none, or half of the descriptors are in use.
+
+        The others are for those whose time has come, and for whoever is held: when the kernel has no descriptor for the file
+        that somebody opens under the gate, it doesn't let them through, it refuses them.
+        """
+        try:
+            pidfd = cls.open(pid)
+        except OSError:
+            return None
+        return pidfd if pidfd.number < highest_ahead() else None
 
     def has_exited(self) -> bool:
         """Whether all its threads have: it is a zombie, or gone. Then its pidfd is readable."""

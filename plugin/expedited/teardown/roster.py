@@ -15,7 +15,7 @@ import select
 from contextlib import suppress
 
 from expedited.teardown.cgroup import Cgroup
-from expedited.teardown.pidfd import Pidfd
+from expedited.teardown.pidfd import Pidfd, highest_ahead
 from expedited.teardown.report import Fate
 
 __all__ = ["DESCRIPTORS", "MOST_AT_ONCE", "Roster", "Victim", "make_room_for_descriptors"]
@@ -85,6 +85,14 @@ class Victim:
         return pidfd is None or pidfd.has_exited()
 
 
+def _inode(directory: str) -> int:
+    """What no other cgroup ever has; -1 where there is no such directory."""
+    try:
+        return os.stat(directory).st_ino
+    except OSError:
+        return -1
+
+
 def _resident_bytes(statm: str) -> int | None:
     """The second field of proc_pid_statm(5), in bytes; None where there is no such process."""
     try:
@@ -113,6 +121,7 @@ class Roster:
         self._by_descriptor: dict[int, Victim] = {}
         self._unwatched: list[Victim] = []  # whose exit nobody has had to wait for yet
         self._poller = select.poll()
+        self._inode = _inode(cgroup.procs_dir)
 
     def __len__(self) -> int:
         return len(self.living) + len(self.exited)
@@ -131,14 +140,16 @@ class Roster:
         """
         living = self.living
         self._listed = frozenset(self.cgroup.pids())
+        if self.is_over():  # asked after the list was made
+            self._listed = frozenset()
+            return []
         self.cgroup.refuse_members(self._listed)
         unknown = self._listed - living.keys()
         if not unknown:
             return []
         opened: list[tuple[int, Pidfd]] = []
-        # The kernel gives out the lowest number that is free, so a high one says how many are in use
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        highest = limit // 2 if ahead else limit - min(_SPARE_DESCRIPTORS, limit // 4)
+        highest = highest_ahead() if ahead else limit - min(_SPARE_DESCRIPTORS, limit // 4)
         for pid in sorted(unknown):  # the oldest first, and init with them
             if len(opened) >= MOST_AT_ONCE:
                 break
@@ -162,6 +173,10 @@ class Roster:
             newcomers.append(victim)
         self._unwatched += newcomers
         return newcomers
+
+    def is_over(self) -> bool:
+        """Whether the cgroup was removed; another of the same name, as of a container that was started again, is not this one."""
+        return _inode(self.cgroup.procs_dir) != self._inode
 
     def muster(self) -> list[Victim]:
         """Take in who is new, and let go of those enrolled earlier who are members no more: they moved away, or died.

@@ -275,7 +275,7 @@ class Strike:
 
     def _nobody_left(self) -> bool:
         """Whether the cgroup is empty; if somebody was forked meanwhile, strike them too."""
-        if self.cgroup.is_empty():
+        if self.cgroup.is_empty() or self._roster.is_over():
             return True
         self._roster.close_exited()
         newcomers = self._roster.enrol()

@@ -63,7 +63,8 @@ class Node:
         """The state that a runtime has of a container whose init is this process."""
         start = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
         if crun:
-            self.state(container_id, {"pid": pid, "process-start-time": start}, name="status")
+            status = {"pid": pid, "process-start-time": start, "cgroup-path": cgroup.path}
+            self.state(container_id, status, name="status")
             return
         paths = {"" if key == "unified" else key: str(place) for key, place in cgroup.directories.items()}
         state = {

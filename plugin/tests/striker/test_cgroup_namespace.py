@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +50,7 @@ def test_the_nodes_own_namespace_is_nothing_to_join() -> None:
 
 
 def test_in_the_machines_first_namespace_there_is_nothing_to_join() -> None:
-    if os.stat("/proc/self/ns/cgroup").st_ino != FIRST:
+    if Path("/proc/self/ns/cgroup").stat().st_ino != FIRST:
         pytest.skip("this machine's processes are in a cgroup namespace below the first")
     # Not one that can't be looked at, either: without CAP_SYS_PTRACE process 1's is such a one
     assert join_nodes("/no/such/namespace") == ""

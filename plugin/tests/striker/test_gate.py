@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,12 @@ from typing import Any
 
 import pytest
 
+from expedited.striker.argv import Command, Verb
+from expedited.striker.log import Log
+from expedited.striker.source import Kill
+from expedited.striker.stops import Stops
 from expedited.teardown.report import Fate, Outcome
+from support.waiting import wait_for
 
 _TRIES = 5
 
@@ -67,6 +73,41 @@ def test_a_lone_init_is_led_where_every_cpu_is_taken(
         if report.order == "lead":
             break  # else one of the loops was waiting for something just then
     assert report.order == "lead"
+
+
+def test_podman_and_cri_o_are_followed(node: Any, scratch_cgroup: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have no shim that takes it for done when who was to be killed is dead already."""
+    monkeypatch.setattr("expedited.striker.stops._WITHOUT_A_SHIM", (str(node.namespace),))
+    stops = Stops(lambda report: True, lambda container_id, number: None, Log(as_json=True))
+    process = node.container("c1", scratch_cgroup, "--bytes", "8M", "--children", "2")
+    state = os.open(node.namespace / "c1" / "state.json", os.O_RDONLY)
+    kill = _Held(Command(Verb.KILL, "c1", 9, False), state, time.monotonic())
+    stops.on_kill(kill)
+    assert kill.answered.wait(30)
+    assert process.poll() is None
+    for pid in scratch_cgroup.pids():  # as the runtime, and a pid namespace's end, do now
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: stops.reports, "it is not reported")
+    assert (stops.reports[0].outcome, stops.reports[0].order) == (Outcome.STRUCK, "follow")
+
+
+class _Held(Kill):
+    """At a gate that this test is."""
+
+    held = True
+
+    def __init__(self, command: Command, descriptor: int, seen: float) -> None:
+        super().__init__(command, descriptor, seen)
+        self.answered = threading.Event()
+
+    def answer(self) -> bool:
+        self.answered.set()
+        return True
+
+    def release(self) -> None:
+        self.answer()
+        super().release()
 
 
 def test_a_forced_delete_is_struck(node: Any, striker: Any, scratch_cgroup: Any) -> None:

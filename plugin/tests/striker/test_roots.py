@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -107,6 +108,78 @@ def test_events_that_were_lost_are_made_up_for(group: int, tmp_path: Path) -> No
     deleted = roots.drain()
     assert names(roots) == {"late"}
     assert f"{namespace}/goes" in deleted
+
+
+def test_only_what_is_awaited_leads_to_another_look(
+    group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roots = Roots(group, [f"{tmp_path}/crun", f"{tmp_path}/docker/runc/*"], frozenset(), hold_executions=False)
+    roots.scan()
+    looks: list[None] = []
+    scan = roots.scan
+    monkeypatch.setattr(roots, "scan", lambda: (looks.append(None), scan()))
+    (tmp_path / "somebody.pid").write_text("1")
+    (tmp_path / "somebody").mkdir()
+    roots.drain()
+    assert not looks
+    (tmp_path / "docker" / "runc" / "moby" / "c1").mkdir(parents=True)
+    (tmp_path / "crun" / "c2").mkdir(parents=True)
+    roots.drain()
+    assert names(roots) == {"c1", "c2"}
+
+
+def test_without_inotify_watches_the_directories_are_looked_at_instead(
+    group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(directory: str, mask: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    said: list[str] = []
+    (tmp_path / "ns" / "old").mkdir(parents=True)
+    roots = Roots(group, [f"{tmp_path}/*"], frozenset(), hold_executions=False, complain=said.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(roots.inotify, "watch", none_left)
+        roots.scan()
+        assert names(roots) == {"old"}
+        (tmp_path / "ns" / "new").mkdir()
+        (tmp_path / "ns" / "asked-for").mkdir()
+        assert roots.ensure("asked-for")
+        roots.look_again()
+        assert names(roots) == {"old", "asked-for", "new"}
+        assert roots.look_again() == []  # not so soon
+        (tmp_path / "ns" / "old").rmdir()
+        patch.setattr(roots, "_look_again_at", 0.0)
+        assert roots.look_again() == [f"{tmp_path}/ns/old"]
+    assert len(said) == 1
+    assert "max_user_watches" in said[0]
+    monkeypatch.setattr(roots, "_look_again_at", 0.0)  # there are some again
+    roots.look_again()
+    (tmp_path / "ns" / "late").mkdir()
+    roots.drain()
+    assert "late" in names(roots)
+    assert len(said) == 1
+
+
+def test_a_runtime_that_is_installed_anew_is_held_again(
+    group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def held() -> set[int]:
+        # proc_pid_fdinfo(5) of a fanotify group: a line a mark, numbers in hexadecimal
+        lines = Path(f"/proc/self/fdinfo/{group}").read_text().splitlines()
+        return {int(line.split("ino:")[1].split()[0], 16) for line in lines if line.startswith("fanotify ino:")}
+
+    # This machine's own runtimes are not a test's to hold
+    monkeypatch.setattr("expedited.striker.roots._BINARY_FOLDERS", ())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    binary = tmp_path / "runc"
+    binary.write_text("old")
+    roots = Roots(group, [], frozenset(), hold_executions=True)
+    roots.scan()
+    assert held() == {binary.stat().st_ino}
+    (tmp_path / "new").write_text("new")
+    (tmp_path / "new").rename(binary)
+    roots.look_again()
+    assert binary.stat().st_ino in held()
 
 
 def test_one_container_can_be_asked_for(group: int, tmp_path: Path) -> None:

@@ -153,11 +153,34 @@ def test_what_crun_has_on_record_goes_before_where_init_has_gone(node: Any, stri
     assert (striker.report_of("c1").cgroup, other.wait(30), init.wait(30)) == (whole.path, -9, -9)
 
 
-def test_a_record_of_crun_that_init_is_not_in_is_not_gone_by(node: Any, striker: Any, make_cgroup: Any) -> None:
-    mine, anothers = make_cgroup(), make_cgroup()
-    node.container("c1", mine, "--bytes", "8M", "--children", "1", crun=True)
+@pytest.mark.parametrize("recorded", ["another's", "none", "no word of it"])
+def test_without_a_cgroup_of_its_own_nobody_is_struck(
+    node: Any, striker: Any, make_cgroup: Any, alive: Any, recorded: str
+) -> None:
+    """podman's --cgroups=disabled: init is in the cgroup of whoever has called crun, with who knows whom else."""
+    callers, anothers = make_cgroup(), make_cgroup()
+    process = node.container("c1", callers, "--bytes", "8M", "--children", "1", crun=True)
+    bystander = node.container("bystander", callers, "--bytes", "8M", crun=True)
     status = json.loads((node.namespace / "c1" / "status").read_text())
-    node.state("c1", {**status, "cgroup-path": anothers.path}, name="status")
+    status["cgroup-path"] = {"another's": anothers.path, "none": ""}.get(recorded)
+    node.state("c1", {key: value for key, value in status.items() if value is not None}, name="status")
+    striker.wait_gated("c1")
+    node.run("kill", "c1", "15", idle=True, file="status")
+    node.run("kill", "c1", "9", idle=True, file="status")
+    report = striker.report_of("c1")
+    assert (report.outcome, report.cgroup) == (Outcome.FAILED, "")
+    assert "no cgroup of its own" in report.reason
+    assert alive(process.pid)
+    assert alive(bystander.pid)
+
+
+def test_a_record_made_in_a_cgroup_namespace_is_found_by_init(node: Any, striker: Any, make_cgroup: Any) -> None:
+    """As crun in a container has it: its paths begin where its own cgroup namespace does."""
+    engine = make_cgroup()
+    container = engine.child("libpod-1")
+    init = node.container("c1", container.child("init.scope"), "--bytes", "8M", crun=True)
+    status = json.loads((node.namespace / "c1" / "status").read_text())
+    node.state("c1", {**status, "cgroup-path": "/libpod-1"}, name="status")
     striker.wait_gated("c1")
     node.run("kill", "c1", "9", idle=True, file="status")
-    assert striker.report_of("c1").cgroup == mine.path
+    assert (striker.report_of("c1").cgroup, init.wait(30)) == (container.path, -9)

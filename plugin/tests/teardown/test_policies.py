@@ -279,11 +279,18 @@ def test_what_the_boost_lifts_is_put_back(scratch_cgroup: Any, hog: Any) -> None
     before = read_limits(scratch_cgroup)
     report = strike(Cgroup.find(scratch_cgroup.path))
     assert report.outcome is Outcome.STRUCK
-    assert set(report.boosted) - {"rt", "rt-bandwidth"} in (lifted, set())  # empty: gone before it could be boosted
+    # The CPU set only once they are real-time no more; nothing where they had gone before they could be boosted
+    assert set(report.boosted) - {"rt", "rt-bandwidth"} in (lifted, lifted - {"cpuset"}, set())
     assert read_limits(scratch_cgroup) == before
 
 
-def test_a_process_that_is_slow_to_die_is_boosted(scratch_cgroup: Any, hog: Any) -> None:
+@pytest.mark.parametrize("realtime", [True, False], ids=["realtime", "refused"])
+def test_a_process_that_is_slow_to_die_is_boosted(
+    scratch_cgroup: Any, hog: Any, monkeypatch: pytest.MonkeyPatch, realtime: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "refused")
+
     lifted = narrow(scratch_cgroup)
     process = hog("--bytes", "8M", cgroup=scratch_cgroup)
     while_boosted: dict[str, str] = {}
@@ -295,7 +302,10 @@ def test_a_process_that_is_slow_to_die_is_boosted(scratch_cgroup: Any, hog: Any)
     one._roster.enrol()
     for victim in one._roster.living.values():
         victim.signalled = True
-    one._boost_the_dying()
+    with monkeypatch.context() as patch:
+        if not realtime:
+            patch.setattr(os, "sched_setscheduler", refuse)
+        one._boost_the_dying()
     while_boosted.update(read_limits(scratch_cgroup))
     policy = os.sched_getscheduler(process.pid)
     boosted = set(one._boost.lifted)
@@ -304,7 +314,9 @@ def test_a_process_that_is_slow_to_die_is_boosted(scratch_cgroup: Any, hog: Any)
     one._own_reapers.close()
     one._roster.close()
     one._watch.close()
-    assert boosted - {"rt", "rt-bandwidth"} == lifted
+    # Real-time, they would go before whoever else has those CPUs for himself
+    assert boosted - {"rt", "rt-bandwidth"} == (lifted - {"cpuset"} if "rt" in boosted else lifted)
+    assert realtime or "rt" not in boosted
     assert ("rt" in boosted) == (policy == os.SCHED_RR)
     if lifted:
         assert while_boosted != before
