@@ -39,7 +39,7 @@ class AgentSettings:
         source: How kills are seen: ``gate`` (they are held until the strike is under way), ``observe`` (nobody is held, and
             the strike follows the runtime's own kill), ``auto``: the gate where the kernel has it.
         budget_seconds: The longest that the gate may hold a runtime back for one decision.
-        keep_striker: Leave the striker running when the agent is stopped.
+        keep_striker: Leave the striker running when the agent is stopped; in a pod it ends with the container all the same.
         kubernetes: ``auto``: talk to the API server of the cluster that this is a pod of, if it is one; ``off``; or the
             path of a kubeconfig.
         node_name: This node's name in Kubernetes; empty: the host's.

@@ -17,11 +17,12 @@ Restart=always
 RestartSec=2
 # A wrong configuration does not get better by trying
 RestartPreventExitStatus=2
-# The agent ends its striker itself: the gate opens, and strikes in progress end
-KillMode=mixed
+# The agent ends its striker itself: the gate opens, and strikes in progress end. An agent that crashed has not, and finds it again
+KillMode=process
 TimeoutStopSec=20
 RuntimeDirectory=expedited
 RuntimeDirectoryMode=0700
+RuntimeDirectoryPreserve=restart
 OOMScoreAdjust=-900
 LimitMEMLOCK=infinity
 
