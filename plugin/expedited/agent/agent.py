@@ -317,7 +317,9 @@ class Agent:
             except StrikerUnreachable:
                 pass  # its state says so
         if keeper.state != "ok" and self._gate.gated:
-            self._take_status(replace(self._gate, gated=()))  # what it had counted holds, and nobody gates
+            self._take_status(
+                replace(self._gate, gated=(), gated_beyond=0)
+            )  # what it had counted holds, and nobody gates
         pids = (("agent", os.getpid()), ("striker", keeper.pid), ("supervisor", keeper.supervisor_pid))
         try:
             processes = await asyncio.to_thread(
@@ -331,7 +333,7 @@ class Agent:
             nri=self._nri.state if self._with_nri else "off",
             containerd=self._containerd.state if self._containerd else "off",
             containers=len(self._inventory),
-            gated=len(self._gate.gated),
+            gated=self._gate.gated_count,
             stops=self._stops.count,
             processes=processes,
             kernel=self._gate.kernel,

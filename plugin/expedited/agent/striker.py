@@ -24,7 +24,7 @@ import structlog
 from expedited import __version__
 from expedited.errors import AlreadySaid, ExpeditedError, UsageError
 from expedited.settings import AgentSettings
-from expedited.striker.link import StrikerLink, StrikerUnreachable
+from expedited.striker.link import StrikerLink, StrikerUnreachable, Unreadable
 from expedited.striker.status import StrikerStatus
 from expedited.teardown.policy import Mode, Policy
 
@@ -38,6 +38,7 @@ _ANSWER_SECONDS = 5.0
 _END_SECONDS = 10.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 10.0
 _POLICIES_A_PACKET = 200
+_ENDED = "the striker has ended: it is being started anew"
 _Message = dict[str, Any]
 
 
@@ -170,12 +171,18 @@ class StrikerKeeper:
         return message
 
     async def status(self) -> StrikerStatus:
-        """How the striker is.
+        """How the striker is, with the ids of all that it gates.
 
         Raises:
             StrikerUnreachable: there is no striker, or it did not answer in time.
         """
-        return StrikerStatus.from_json(await self.ask("status"))
+        status = StrikerStatus.from_json(await self.ask("status"))
+        gated, more = list(status.gated), status.gated_beyond > 0
+        while more:
+            answer = await self.ask("gated", after=gated[-1])
+            gated += answer["ids"]
+            more = answer["more"]
+        return replace(status, gated=tuple(gated), gated_beyond=0)
 
     # -- the link ------------------------------------------------------------------------------------------------------
 
@@ -272,9 +279,12 @@ class StrikerKeeper:
             self._link = None
             if self.state == "ok":
                 self.state = "connection lost"
+        self._give_up_waiting(_ENDED)
+
+    def _give_up_waiting(self, why: str) -> None:
         for answer in self._waiting.values():
             if not answer.done():
-                answer.set_exception(StrikerUnreachable("the striker has ended: it is being started anew"))
+                answer.set_exception(StrikerUnreachable(why))
 
     def _read(self) -> None:
         assert self._link is not None
@@ -285,9 +295,13 @@ class StrikerKeeper:
                     answer.set_result(message)
                 else:
                     self._heard(message)
-        except StrikerUnreachable:
+        except StrikerUnreachable as problem:
             asyncio.get_running_loop().remove_reader(self._link.fileno())
             self._lost.set()
+            if isinstance(problem, Unreadable) and self.state == "ok":
+                _log.error(f"the link to the striker is made anew: {problem}")
+            # At once: it would be waited for in vain
+            self._give_up_waiting(str(problem) if isinstance(problem, Unreadable) else _ENDED)
 
     async def _end(self) -> None:
         """SIGTERM, which opens the gate and lets the strikes in progress end; SIGKILL when that takes too long."""

@@ -92,7 +92,7 @@ def _describe(status: StrikerStatus) -> str:
     return ", ".join(
         (
             f"pid {status.pid}, by {status.source}",
-            f"{len(status.gated)} gated",
+            f"{status.gated_count} gated",
             f"kernel {status.kernel}",
             "real-time" if status.realtime else "not real-time",
             "memory locked" if status.memory_locked else "memory not locked",

@@ -16,16 +16,22 @@ from typing import Any
 from expedited.errors import ExpeditedError
 from expedited.striker.status import StrikerStatus
 
-__all__ = ["PACKET_AT_MOST", "Peer", "StrikerLink", "StrikerUnreachable", "peer"]
+__all__ = ["PACKET_AT_MOST", "Peer", "StrikerLink", "StrikerUnreachable", "Unreadable", "peer"]
 
 #: The largest packet, in bytes: a report with 64 processes and its steps has some 10 KB.
 PACKET_AT_MOST = 160_000
+# A striker of before named all of its containers in one packet, however large: who is to replace it has to read that
+_OLDER_AT_MOST = 1 << 20
 
 _UCRED = struct.Struct("=iII")  # struct ucred of include/linux/socket.h: pid, uid, gid
 
 
 class StrikerUnreachable(ExpeditedError):
     """No striker listens at that socket, or it has ended."""
+
+
+class Unreadable(StrikerUnreachable):
+    """What it sent is no message: nothing that follows on this connection can be relied on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,19 +114,19 @@ class StrikerLink:
 
         Raises:
             StrikerUnreachable: the striker has ended.
+            Unreadable: what came is no message.
         """
         poller = select.poll()  # not select(), which has no place for a descriptor above 1,023
         poller.register(self._socket, select.POLLIN)
         if not poller.poll(None if timeout_seconds is None else timeout_seconds * 1000):
             return None
         try:
-            packet = self._socket.recv(PACKET_AT_MOST)
+            packet = self._socket.recv(_OLDER_AT_MOST)
         except OSError:
             packet = b""
         if not packet:
             raise StrikerUnreachable("the striker has closed the connection")
-        message: dict[str, Any] = json.loads(packet)
-        return message
+        return _read(packet)
 
     def ask(self, do: str, *, timeout_seconds: float = 5.0, **fields: Any) -> dict[str, Any]:
         """Send and wait for the answer; what else comes meanwhile is dropped, so use it on a link of its own.
@@ -151,3 +157,15 @@ class StrikerLink:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _read(packet: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(packet)
+    except ValueError as error:
+        why = str(error)
+    else:
+        if isinstance(message, dict):
+            return message
+        why = "no object"
+    raise Unreadable(f"the striker sent a packet of {len(packet):,} bytes that can't be read ({why})")

@@ -156,7 +156,7 @@ class _Striker:
             kernel=mrelease_support().describe(),
             realtime=self.realtime,
             memory_locked=self.memory_locked,
-            gated=tuple(os.path.basename(directory) for directory in self.roots.marked),
+            gated=tuple(sorted({os.path.basename(directory) for directory in self.roots.marked})),
             binaries=tuple(sorted(self.roots.binaries)),
             events=counters.events,
             kills=counters.kills,

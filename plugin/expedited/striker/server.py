@@ -7,8 +7,9 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from expedited.errors import ExpeditedError
@@ -27,6 +28,8 @@ from expedited.teardown.report import Report
 __all__ = ["Server", "listen"]
 
 _REPORTS_A_PACKET = 8
+#: How much of a packet may be containers' ids: beside them is whatever else a status has.
+_IDS_BYTES = 64_000
 
 
 def listen(path: str) -> socket.socket:
@@ -161,7 +164,14 @@ class Server:
         return {"is": "watching", "id": message["id"], "marked": marked}
 
     def _do_status(self, connection: socket.socket, message: dict[str, Any]) -> dict[str, Any]:
-        return {"is": "status", **self._status().to_json()}
+        status = self._status()
+        ids, beyond = _page(status.gated)
+        return {"is": "status", **replace(status, gated=ids, gated_beyond=beyond).to_json()}
+
+    def _do_gated(self, connection: socket.socket, message: dict[str, Any]) -> dict[str, Any]:
+        after = str(message.get("after", ""))
+        ids, beyond = _page([name for name in self._status().gated if name > after])
+        return {"is": "gated", "ids": ids, "more": beyond > 0}
 
     def _do_reports(self, connection: socket.socket, message: dict[str, Any]) -> dict[str, Any]:
         stops = self._stops()
@@ -232,3 +242,14 @@ class Server:
         with self._lock:
             self._clients.pop(connection.fileno(), None)
             connection.close()
+
+
+def _page(ids: Sequence[str]) -> tuple[tuple[str, ...], int]:
+    """As many of them as a packet has room for, the first always; and how many are left."""
+    room, count = _IDS_BYTES, 0
+    for name in ids:
+        room -= len(json.dumps(name)) + 1
+        if room < 0 and count:
+            break
+        count += 1
+    return tuple(ids[:count]), len(ids) - count

@@ -24,7 +24,9 @@ class StrikerStatus:
         kernel: What the kernel offers the strike, in the words of :meth:`MreleaseSupport.describe`.
         realtime: Whether its loop goes before all ordinary work on the CPUs.
         memory_locked: Whether its pages stay in memory, whatever the node needs.
-        gated: The containers whose kill it sees, by id.
+        gated: The containers whose kill it sees, by id and in their order; the first of them, where a packet has no room for
+            all: the rest is asked for (docs/architecture.md, ``gated``).
+        gated_beyond: How many more there are.
         binaries: The runtimes' programs whose executions it holds, by path.
         events: What the kernel told it of: opens of state files, or executions.
         kills: Those that were a kill.
@@ -39,6 +41,10 @@ class StrikerStatus:
         latency_sum_seconds: Of all.
         active: Stops in progress.
         stops: How many there were, those in progress too.
+        wanted_source: What it was started with, as are those below; empty, 0 or nothing: not told.
+        budget_seconds: Likewise.
+        state_roots: Likewise.
+        log_format: Likewise.
     """
 
     version: str = ""
@@ -50,6 +56,7 @@ class StrikerStatus:
     realtime: bool = False
     memory_locked: bool = False
     gated: tuple[str, ...] = ()
+    gated_beyond: int = 0
     binaries: tuple[str, ...] = ()
     events: int = 0
     kills: int = 0
@@ -63,6 +70,15 @@ class StrikerStatus:
     latency_sum_seconds: float = 0.0
     active: int = 0
     stops: int = 0
+    wanted_source: str = ""
+    budget_seconds: float = 0.0
+    state_roots: tuple[str, ...] = ()
+    log_format: str = ""
+
+    @property
+    def gated_count(self) -> int:
+        """How many containers' kills it sees."""
+        return len(self.gated) + self.gated_beyond
 
     @property
     def holds(self) -> bool:

@@ -154,3 +154,29 @@ def test_what_the_kernel_dropped_at_the_striker_is_in_the_agents_status(
         assert (status["source"], status["source_lost"], status["gate_events"]) == ("proc-connector", 3, 0)
         agent.close()
         assert kept.wait(30) == 0
+
+
+def test_all_of_many_containers_are_known_and_counted(tmp_path: Path, start_agent: Callable[..., Any]) -> None:
+    names = [f"{number:064x}" for number in range(5000)]
+    for name in names:
+        (tmp_path / "k8s.io" / name).mkdir(parents=True)
+    agent = start_agent(f"--state-root={tmp_path}/*")
+    (status,) = agent.json("status")
+    assert (status["gated"], status["containers"], status["striker"]) == (len(names), len(names), "ok")
+    assert not agent.told("kills are not caught")
+
+
+def test_a_striker_that_cannot_be_read_is_one_line(run_dir: Path, start_agent: Callable[..., Any]) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as garbled:
+        garbled.bind(str(run_dir / "striker.sock"))
+        garbled.listen()
+        agent = start_agent(ready=False)
+        for _ in range(2):  # it asks again, and does not say so again
+            connection, _ = garbled.accept()
+            with connection:
+                assert b'"status"' in connection.recv(4096)
+                connection.send(b'{"is": "status", "gated": ["c1", "c')
+                agent.wait_told("kills are not caught")
+        agent.close()
+    (line,) = agent.told("kills are not caught")
+    assert "a packet of 35 bytes that can't be read" in line["event"]

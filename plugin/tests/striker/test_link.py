@@ -8,12 +8,14 @@ import resource
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from expedited.striker.link import StrikerLink, StrikerUnreachable
+from expedited.striker.link import StrikerLink, StrikerUnreachable, Unreadable
+from expedited.striker.status import StrikerStatus
 
 
 def raw(path: str) -> socket.socket:
@@ -182,6 +184,33 @@ def test_a_second_striker_is_told_so(striker: Any) -> None:
     assert answer.returncode == 1
     assert len(answer.stderr.splitlines()) == 1
     assert "listens there already" in answer.stderr
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[StrikerLink, socket.socket]]:
+    """A link, and the striker's end of it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with StrikerLink(ours) as link, theirs:
+        yield link, theirs
+
+
+@pytest.mark.parametrize("packet", [b'{"is": "status", "gated": ["c1", "c', b"\xff\xfe", b"[1]", b"null"])
+def test_a_packet_that_cannot_be_read_is_a_lost_link(ends: tuple[StrikerLink, socket.socket], packet: bytes) -> None:
+    link, striker = ends
+    striker.send(packet)
+    with pytest.raises(Unreadable, match=f"a packet of {len(packet)} bytes that can't be read"):
+        link.receive(30)
+
+
+def test_an_older_striker_names_all_of_its_containers_in_one_packet(ends: tuple[StrikerLink, socket.socket]) -> None:
+    link, striker = ends
+    names = [f"{number:064x}" for number in range(2500)]
+    striker.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+    striker.send(json.dumps({"is": "status", "seq": 1, "version": "0.0.1", "gated": names}).encode())
+    message = link.receive(30)
+    assert message is not None
+    status = StrikerStatus.from_json(message)
+    assert (status.gated, status.gated_count) == (tuple(names), len(names))
 
 
 def test_a_link_to_nobody() -> None:

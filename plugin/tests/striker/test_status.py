@@ -22,6 +22,7 @@ _FULL = StrikerStatus(
     realtime=True,
     memory_locked=True,
     gated=("c1", "c2"),
+    gated_beyond=3,
     binaries=("/usr/bin/runc",),
     events=9,
     kills=2,
@@ -35,6 +36,10 @@ _FULL = StrikerStatus(
     latency_sum_seconds=0.25,
     active=1,
     stops=7,
+    wanted_source="auto",
+    budget_seconds=0.05,
+    state_roots=("/run/runc",),
+    log_format="json",
 )
 
 
@@ -60,6 +65,31 @@ def test_what_a_newer_striker_tells_as_well_is_passed_over() -> None:
 @pytest.mark.parametrize("buckets", [(), (5, 3), (1,) * (len(BOUNDS_SECONDS) + 2)])
 def test_counts_by_other_buckets_than_ours_are_no_counts(buckets: tuple[int, ...]) -> None:
     assert StrikerStatus.from_json({**_FULL.to_json(), "latency_counts": list(buckets)}).latency_counts == ()
+
+
+def test_more_containers_than_one_packet_could_name(node: Any, make_striker: Any) -> None:
+    names = sorted(f"{number:064x}" for number in range(5000))
+    for name in names:
+        (node.namespace / name).mkdir()
+    with StrikerLink.connect(make_striker().socket) as link:
+        status = link.status()
+        assert status.gated_count == len(names)
+        told = list(status.gated)
+        while len(told) < len(names):
+            answer = link.ask("gated", after=told[-1])
+            assert answer["more"] is (len(told) + len(answer["ids"]) < len(names))
+            told += answer["ids"]
+    assert told == names
+
+
+def test_names_that_fill_a_packet_by_themselves_are_told_one_after_the_other(node: Any, make_striker: Any) -> None:
+    names = sorted(f"{number:03}" + "\N{SNOWMAN}" * 80 for number in range(400))  # 500 bytes each, as JSON has them
+    for name in names:
+        (node.namespace / name).mkdir()
+    with StrikerLink.connect(make_striker().socket) as link:
+        status = link.status()
+        assert (status.gated_count, status.gated) == (len(names), tuple(names[: len(status.gated)]))
+        assert 0 < len(status.gated) < len(names)
 
 
 def test_only_a_gate_holds() -> None:
