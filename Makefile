@@ -56,11 +56,12 @@ test-kernel:  ## Kernel selftests on patched and stock, in a virtual machine (KE
 test-kernel-all:  ## The same on 6.12, on x86_64 by QEMU and with the debug configuration too: hours
 	@e2e/vm/kernel-tests --all $(KERNEL_TESTS)
 
-test-vm: setup  ## The virtual machine's own tests, then the teardown engine's, the observer's, the grace periods', OOM's and the page cache's in it on cgroup v2 and the patched kernel (SERIES=stock TEST="-k reap")
+test-vm:  ## The virtual machine's own tests, then the teardown engine's, the observer's, the grace periods', OOM's, podman's and the page cache's in it on cgroup v2 and the patched kernel (SERIES=stock TEST="-k reap")
+	@deploy/setup.sh podman conmon crun
 	@deploy/kernel/build --version $(VERSION) --series $(SERIES) >/dev/null
 	$(RUN) pytest e2e/vm
 	e2e/vm/run --kernel $(SERIES) --version $(VERSION) --memory 3G -- \
-		$(RUN) pytest -p no:cacheprovider plugin/tests/teardown plugin/tests/agent/test_pod_cache.py $(addprefix plugin/tests/striker/test_,graces.py observer.py oom.py) $(TEST)
+		$(RUN) pytest -p no:cacheprovider plugin/tests/teardown plugin/tests/agent/test_pod_cache.py $(addprefix plugin/tests/striker/test_,graces.py observer.py oom.py podman.py) $(TEST)
 
 # A cluster by kind in a virtual machine: e2e/README.md
 .PHONY: node-image cluster cluster-shell cluster-down e2e e2e-all

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Readies a checkout on Debian: the packages that the tests and the demo use, uv, and Go where a runtime must be built.
-# Installs only what is missing; says what it does. Run by `make setup`.
+# Installs only what is missing, packages that are named included; says what it does. Run by `make setup`.
 set -eu
 cd "$(dirname "$0")/.."
 tools=$PWD/.tools
@@ -53,7 +53,7 @@ log=$(mktemp)
 debian=$(command -v apt-get || true)
 [ -n "$debian" ] || say "no apt-get: what docs/architecture.md lists under \"Where it runs\" has to be here already"
 
-install_packages ca-certificates gcc libc6-dev make python3 stress-ng redis-server redis-tools tini openssl prometheus
+install_packages ca-certificates gcc libc6-dev make python3 stress-ng redis-server redis-tools tini openssl prometheus "$@"
 
 # A runtime: the distribution's if it is recent enough, else built once from Go modules (deploy/runtime).
 offered=$([ -z "$debian" ] || apt-cache policy containerd 2>/dev/null | sed -n 's/.*Candidate: //p')
