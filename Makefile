@@ -74,10 +74,10 @@ cluster: image  ## A Kubernetes cluster by kind in a virtual machine, the agent 
 	@$(RUN) python e2e/cluster/cluster --kernel $(KERNEL) up
 	@$(RUN) python e2e/cluster/cluster --kernel $(KERNEL) run -- e2e/cluster/agent "$$(ls -t build/expedited-*.oci.tar | head -n 1)" $(HELM)
 
-cluster-shell:  ## A prompt in that machine: kubectl, docker, kind
+cluster-shell: setup  ## A prompt in that machine: kubectl, docker, kind
 	@$(RUN) python e2e/cluster/cluster --kernel $(KERNEL) shell
 
-cluster-down:  ## End it
+cluster-down: setup  ## End it
 	@$(RUN) python e2e/cluster/cluster --kernel $(KERNEL) down
 
 e2e: image  ## The suite's short form: one cluster, delete, eviction, drain, restart, DaemonSet roll (E2E="--repeat 3 e2e/tests/test_use.py")

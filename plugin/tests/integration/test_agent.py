@@ -148,7 +148,8 @@ def test_status_tells_how_things_are_and_what_memory_they_take(
         each = ", ".join(f"{name} {rss >> 10}/{pss >> 10}" for name, (rss, pss) in size.items())
         print(f"\n  KiB resident/proportional: {each}; all {rss >> 10}/{pss >> 10}")
     assert size["striker"][0] <= 16 << 20
-    assert pss <= 64 << 20
+    # Not proportional: what they share with the tests' own interpreter is theirs on a node. Its supervisor is the striker's copy
+    assert size["agent"][0] + size["striker"][0] <= 64 << 20
 
 
 # -- kill --------------------------------------------------------------------------------------------------------------
