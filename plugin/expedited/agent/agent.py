@@ -85,7 +85,13 @@ class Agent:
         self._stops = StopLog()
         self._pod_cache = PodCache(self._pod_cache_dropped)
         self._inventory = Inventory(settings, self._policies_changed)
-        self._striker = StrikerKeeper(settings, connected=self._striker_connected, heard=self._striker_said)
+        self._striker = StrikerKeeper(
+            settings,
+            linked=lambda: self._reports.linked(),
+            replacing=lambda status: self._reports.catch_up(status.started_at, self._listed),
+            connected=self._striker_connected,
+            heard=self._striker_said,
+        )
         self._reports = Reports(self._striker, self._take_report)
         self._orders = Orders(self._inventory, self._striker, settings.policy)
         self._nri = NriSource(
@@ -155,6 +161,8 @@ class Agent:
                     task.cancel()
                 ended = await asyncio.gather(*others, return_exceptions=True)
                 await self._chores.end()
+                if not self._striker.keep:
+                    self._reports.take_rest()  # there is nobody left to ask for what came before
                 if self._kubernetes is not None:
                     await self._kubernetes.last_word(why)
             for problem in ended:
@@ -237,7 +245,6 @@ class Agent:
         if self._looked.is_set():
             self._striker.tell_policies(self._inventory.policies(), default=self._settings.policy)
         self._tell_who_leaves()
-        self._reports.connected()
         self._chores.do(self._reports.catch_up(status.started_at, self._listed))
 
     def _striker_said(self, message: dict[str, Any]) -> None:

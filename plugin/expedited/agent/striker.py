@@ -15,7 +15,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -30,12 +30,14 @@ from expedited.teardown.policy import Mode, Policy
 
 __all__ = ["StrikerKeeper"]
 
-_START_SECONDS = 10.0
+# A little more than what its supervisor gives it: which of the two loses patience first has the better reason
+_START_SECONDS = 35.0
 # A supervisor waits for 5 s at most before it starts another gate, which then takes a moment.
 _NEW_GATE_SECONDS = 8.0
 _DIAL_EVERY_SECONDS = 0.02
 _ANSWER_SECONDS = 5.0
 _END_SECONDS = 10.0
+_LAST_WORDS_SECONDS = 10.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 10.0
 _POLICIES_A_PACKET = 200
 _ENDED = "the striker has ended: it is being started anew"
@@ -59,6 +61,9 @@ class StrikerKeeper:
     Args:
         settings: The agent's.
         connected: Called with the striker's status after each new link, when it may be told things.
+        linked: Called when there is a new link, before anything is heard on it.
+        replacing: Awaited with the status of a striker that is to be ended in favour of another: the time to ask it for what it
+            alone knows.
         heard: Called with everything it says that is no answer.
 
     Attributes:
@@ -67,7 +72,13 @@ class StrikerKeeper:
     """
 
     def __init__(
-        self, settings: AgentSettings, *, connected: Callable[[StrikerStatus], None], heard: Callable[[_Message], None]
+        self,
+        settings: AgentSettings,
+        *,
+        connected: Callable[[StrikerStatus], None],
+        heard: Callable[[_Message], None],
+        linked: Callable[[], None] = lambda: None,
+        replacing: Callable[[StrikerStatus], Awaitable[None]] | None = None,
     ) -> None:
         self.state = "starting"
         self.supervisor_pid = 0
@@ -77,6 +88,8 @@ class StrikerKeeper:
         self._settings = settings
         self._connected = connected
         self._heard = heard
+        self._linked = linked
+        self._replacing = replacing
         self._link: StrikerLink | None = None
         self._waiting: dict[int, asyncio.Future[_Message]] = {}
         self._lost = asyncio.Event()
@@ -191,14 +204,25 @@ class StrikerKeeper:
         status = await self._take(link)
         if status.version != __version__:
             _log.info("replacing a striker of another version", found=status.version, ours=__version__)
-            self._hang_up()
-            await self._end()
+            await self._replace(status)
             status = await self._take(await self._start())
         self.state = "ok"
         self.connections += 1
         what = "the kill gate is up" if status.holds else "the observer is up: nobody is held"
         _log.info(what, source=status.source, kernel=status.kernel, pid=self.pid)
         self._connected(status)
+
+    async def _replace(self, status: StrikerStatus) -> None:
+        """End it, once it has told what nobody has heard; on the same link it tells how its last strikes went."""
+        if self._replacing is not None:
+            try:
+                async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                    await self._replacing(status)
+            except (ExpeditedError, TimeoutError, KeyError, TypeError, ValueError) as problem:
+                # Whatever its version makes of the question, it is not to stay for that
+                _log.warning("what it did while nobody listened is not known", error=repr(problem))
+        await self._end()
+        self._hang_up()
 
     def _dial(self) -> StrikerLink | None:
         try:
@@ -251,6 +275,7 @@ class StrikerKeeper:
         """Make it ours; its status."""
         self._link = link
         self._lost.clear()
+        self._linked()
         asyncio.get_running_loop().add_reader(link.fileno(), self._read)
         status = await self.status()
         self.pid, self.supervisor_pid = status.pid, status.supervisor_pid

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any
 
@@ -121,17 +121,22 @@ class Report:
     def from_json(cls, data: dict[str, Any]) -> Report:
         """The opposite of :meth:`to_json`; keys that a newer striker may send are passed over.
 
+        A field that an older one does not send has its default.
+
         Raises:
-            KeyError: a field is missing.
+            KeyError: a field is missing that has none.
+            ValueError: an outcome, or a process's fate, that is not known here.
         """
-        values = {field.name: data[field.name] for field in fields(cls)}
+        values = {
+            field.name: data[field.name] for field in fields(cls) if field.name in data or field.default is MISSING
+        }
         values["outcome"] = Outcome(values["outcome"])
         for name in ("before", "after"):
-            values[name] = Memory(**values[name]) if values[name] else None
+            values[name] = Memory(**values[name]) if values.get(name) else None
         values["processes"] = tuple(
             ProcessReport(process["pid"], process["rss_bytes"], Fate(process["fate"]))
-            for process in values["processes"]
+            for process in values.get("processes", ())
         )
-        values["boosted"] = tuple(values["boosted"])
-        values["steps"] = tuple(Step(**step) for step in values["steps"])
+        values["boosted"] = tuple(values.get("boosted", ()))
+        values["steps"] = tuple(Step(**step) for step in values.get("steps", ()))
         return cls(**values)
