@@ -26,7 +26,7 @@ sys.exit(supervise(gate, Log.of_format(sys.argv[1])))
 
 @contextmanager
 def _failing(log_format: str) -> Iterator[Iterator[str]]:
-    """The lines of a supervisor whose every gate fails; it is ended in order, with 0."""
+    """The lines of a supervisor whose every gate fails; it ends when it is told to."""
     command = [sys.executable, "-c", _PROGRAM, log_format]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -34,7 +34,7 @@ def _failing(log_format: str) -> Iterator[Iterator[str]]:
             yield iter(process.stderr)
             process.send_signal(signal.SIGTERM)
             process.stderr.read()
-            assert process.wait(30) == 0
+            assert process.wait(30) in (0, 70)  # the gate's own, where one was failing at that moment
         finally:
             process.kill()
 
