@@ -1,8 +1,8 @@
 """The agent's side of the striker: starts it or takes over one that runs, tells it policy, hears its reports.
 
 The striker outlives an agent that crashes, and goes on striking by what it was last told. The next agent finds it at its
-socket and takes it over; a striker of another version is replaced, with no more than the blink between the two in which
-nobody gates (the runtime's own kill is then just what it was without us).
+socket and takes it over; a striker of another version, or with other options, is replaced, with no more than the blink between
+the two in which nobody gates (the runtime's own kill is then just what it was without us).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import structlog
 
 from expedited import __version__
 from expedited.errors import AlreadySaid, ExpeditedError, UsageError
-from expedited.settings import AgentSettings
+from expedited.settings import STATE_ROOTS, AgentSettings
 from expedited.striker.link import StrikerLink, StrikerUnreachable, Unreadable
 from expedited.striker.status import StrikerStatus
 from expedited.teardown.policy import Mode, Policy
@@ -32,6 +32,8 @@ __all__ = ["StrikerKeeper"]
 
 # A little more than what its supervisor gives it: which of the two loses patience first has the better reason
 _START_SECONDS = 35.0
+# Until then nobody need be told: a start takes a tenth of a second on a node that has one to give
+_LATE_SECONDS = 10.0
 # A supervisor waits for 5 s at most before it starts another gate, which then takes a moment.
 _NEW_GATE_SECONDS = 8.0
 _DIAL_EVERY_SECONDS = 0.02
@@ -140,10 +142,8 @@ class StrikerKeeper:
         """Say something that needs no answer; dropped when there is no striker, who asks anew when there is one."""
         if self._link is None:
             return
-        try:
-            self._link.send(do, **fields)
-        except StrikerUnreachable:
-            self._lost.set()
+        with contextlib.suppress(StrikerUnreachable):
+            self._send(self._link, do, fields)
 
     def tell_policies(self, policies: Mapping[str, Policy], *, default: Policy | None = None) -> None:
         """Policies by container id; with a ``default`` they are all that there are."""
@@ -164,11 +164,7 @@ class StrikerKeeper:
         """
         if self._link is None:
             raise StrikerUnreachable(f"there is no striker now ({self.state}): see `expedited doctor`")
-        try:
-            number = self._link.send(do, **fields)
-        except StrikerUnreachable:
-            self._lost.set()
-            raise
+        number = self._send(self._link, do, fields)
         answer: asyncio.Future[_Message] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
         try:
@@ -202,8 +198,11 @@ class StrikerKeeper:
     async def _connect(self) -> None:
         link = self._dial() or await self._dial_until(_NEW_GATE_SECONDS, self._supervisor_ended) or await self._start()
         status = await self._take(link)
-        if status.version != __version__:
-            _log.info("replacing a striker of another version", found=status.version, ours=__version__)
+        other = {} if status.version == __version__ else {"found": status.version, "ours": __version__}
+        differs = [] if other else _other_options(status, self._settings)
+        if other or differs:
+            what = "of another version" if other else f"that was started with other options: {', '.join(differs)}"
+            _log.info(f"replacing a striker {what}", **other)
             await self._replace(status)
             status = await self._take(await self._start())
         self.state = "ok"
@@ -249,7 +248,11 @@ class StrikerKeeper:
             start_new_session=True,  # a terminal's Ctrl-C is for the agent, which ends it in its own time
         )
         self._hold_supervisor(process.pid)
-        link = await self._dial_until(_START_SECONDS, lambda: process.returncode is not None)
+        has_ended: Callable[[], bool] = lambda: process.returncode is not None  # noqa: E731
+        link = await self._dial_until(_LATE_SECONDS, has_ended)
+        if link is None and not has_ended():
+            self._not_caught(f"the striker is not ready after {_LATE_SECONDS:g} s: it is waited for")
+            link = await self._dial_until(_START_SECONDS - _LATE_SECONDS, has_ended)
         if link is not None:
             return link
         if process.returncode is None:
@@ -300,11 +303,32 @@ class StrikerKeeper:
     def _hang_up(self) -> None:
         if self._link is not None:
             asyncio.get_running_loop().remove_reader(self._link.fileno())
+            asyncio.get_running_loop().remove_writer(self._link.fileno())
             self._link.close()
             self._link = None
             if self.state == "ok":
                 self.state = "connection lost"
         self._give_up_waiting(_ENDED)
+
+    def _send(self, link: StrikerLink, do: str, fields: _Message) -> int:
+        waited = link.unsent
+        try:
+            number = link.send(do, **fields)
+        except StrikerUnreachable:
+            self._lost.set()
+            raise
+        if link.unsent and not waited:
+            # More at once than the socket takes: a striker that is merely busy is not to be taken for one that has ended
+            asyncio.get_running_loop().add_writer(link.fileno(), self._write, link)
+        return number
+
+    def _write(self, link: StrikerLink) -> None:
+        try:
+            link.flush()
+        except StrikerUnreachable:
+            self._lost.set()
+        if not link.unsent or self._lost.is_set():
+            asyncio.get_running_loop().remove_writer(link.fileno())
 
     def _give_up_waiting(self, why: str) -> None:
         for answer in self._waiting.values():
@@ -345,6 +369,21 @@ class StrikerKeeper:
 
 def _cautious(policy: Policy) -> Policy:
     return policy if policy.mode is Mode.OFF else replace(policy, mode=Mode.OBSERVE)
+
+
+def _other_options(status: StrikerStatus, settings: AgentSettings) -> list[str]:
+    """What it was started with and we would not start it with; what it does not tell of is taken to be right."""
+    has_and_wants: tuple[tuple[str, object, object], ...] = (
+        ("source", status.wanted_source, settings.source),
+        ("budget", status.budget_seconds, settings.budget_seconds),
+        ("state-roots", status.state_roots, settings.state_roots or STATE_ROOTS),
+        ("log-format", status.log_format, settings.log_format),
+    )
+    return [f"{name} {_word(has)} and not {_word(wants)}" for name, has, wants in has_and_wants if has and has != wants]
+
+
+def _word(value: object) -> str:
+    return " ".join(value) if isinstance(value, tuple) else str(value)
 
 
 async def _readable(descriptor: int, timeout_seconds: float) -> bool:

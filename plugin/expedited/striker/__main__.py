@@ -70,6 +70,7 @@ def main(arguments: list[str]) -> int:
                 budget_seconds=budget_seconds,
                 hold_executions=chosen.get("hold-executions", "auto"),
                 source=chosen.get("source", "auto"),
+                log_format=log_format,
             ),
             heartbeat,
             log,

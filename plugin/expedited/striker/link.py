@@ -10,6 +10,7 @@ import os
 import select
 import socket
 import struct
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ __all__ = ["PACKET_AT_MOST", "Peer", "StrikerLink", "StrikerUnreachable", "Unrea
 PACKET_AT_MOST = 160_000
 # A striker of before named all of its containers in one packet, however large: who is to replace it has to read that
 _OLDER_AT_MOST = 1 << 20
+# All policies of a hundred thousand containers
+_UNSENT_AT_MOST = 16 << 20
 
 _UCRED = struct.Struct("=iII")  # struct ucred of include/linux/socket.h: pid, uid, gid
 
@@ -57,6 +60,8 @@ class StrikerLink:
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._sequence = 0
+        self._unsent: deque[bytes] = deque()
+        self._unsent_bytes = 0
 
     @classmethod
     def connect(cls, path: str, *, blocking: bool = True) -> StrikerLink:
@@ -64,12 +69,14 @@ class StrikerLink:
 
         Args:
             path: Where it listens.
-            blocking: Whether :meth:`send` may wait for a striker that does not read; else that is one that has ended.
+            blocking: Whether :meth:`send` may wait for a striker that does not read; else what it has no room for is kept, for
+                :meth:`flush`.
 
         Raises:
             StrikerUnreachable: nobody listens there.
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection.setblocking(blocking)  # before: one that accepts nobody would be waited for, too
         try:
             connection.connect(path)
         except OSError as error:
@@ -77,7 +84,6 @@ class StrikerLink:
             raise StrikerUnreachable(
                 f"no striker at {path} ({os.strerror(error.errno or 0)}): start it with `expedited run`"
             ) from None
-        connection.setblocking(blocking)
         return cls(connection)
 
     def fileno(self) -> int:
@@ -91,17 +97,38 @@ class StrikerLink:
             The request's number, which its answer repeats as ``seq``.
 
         Raises:
-            StrikerUnreachable: the striker has ended.
+            StrikerUnreachable: the striker has ended, or has not read for long.
         """
         self._sequence += 1
         packet = json.dumps({"do": do, "seq": self._sequence, **fields}, separators=(",", ":")).encode()
+        self._unsent.append(packet)
+        self._unsent_bytes += len(packet)
+        self.flush()
+        if self._unsent_bytes > _UNSENT_AT_MOST:
+            raise StrikerUnreachable(f"the striker has not read for {self._unsent_bytes:,} bytes")
+        return self._sequence
+
+    @property
+    def unsent(self) -> bool:
+        """Whether something waits for :meth:`flush`, which is for when the descriptor can be written to."""
+        return bool(self._unsent)
+
+    def flush(self) -> None:
+        """Send what waits, in its order, as far as there is room for it.
+
+        Raises:
+            StrikerUnreachable: the striker has ended.
+        """
         try:
-            self._socket.send(packet)
+            while self._unsent:
+                self._socket.send(self._unsent[0])
+                self._unsent_bytes -= len(self._unsent.popleft())
+        except BlockingIOError:
+            return
         except OSError as error:
             raise StrikerUnreachable(
                 f"the striker can't be reached any more ({os.strerror(error.errno or 0)})"
             ) from None
-        return self._sequence
 
     def receive(self, timeout_seconds: float | None = 0.0) -> dict[str, Any] | None:
         """The next message.

@@ -53,6 +53,7 @@ class Options:
     Attributes:
         policy: JSON, empty for the defaults.
         source: How kills are to be seen: ``gate``, ``observe``, or ``auto``: the gate where it can be had.
+        log_format: Of the log that comes with these; told to who takes this striker over.
     """
 
     run_dir: str
@@ -61,6 +62,7 @@ class Options:
     budget_seconds: float
     hold_executions: str
     source: str = "auto"
+    log_format: str = "console"
 
 
 def run(options: Options, heartbeat: Heartbeat, log: Log) -> int:
@@ -89,7 +91,10 @@ def run(options: Options, heartbeat: Heartbeat, log: Log) -> int:
     try:
         stops = _until_told(options, policy, listener, heartbeat, log)
     finally:
-        os.unlink(path)
+        with suppress(
+            FileNotFoundError
+        ):  # somebody was before us, and the strikes in progress have an end to come to all the same
+            os.unlink(path)
     if stops is None:
         return 1
     threading.Thread(target=_keep_beating, args=(heartbeat,), daemon=True).start()
@@ -106,7 +111,14 @@ def _until_told(
     opened = _open(options, log)
     if opened is None:
         return None
-    roots = _roots(opened, options)
+    try:
+        roots = _roots(opened, options, log)
+    except OSError as error:
+        log.error(
+            f"no inotify instance to follow the runtimes' directories by ({error.strerror}): raise the sysctl"
+            " fs.inotify.max_user_instances; see `expedited doctor`"
+        )
+        return None
     server = Server(listener, log)
     stops = Stops(server.publish, server.stop_began, log)
     stops.default = policy
@@ -114,7 +126,7 @@ def _until_told(
     signal.signal(signal.SIGTERM, lambda *_: source.stop())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     locked, realtime = _lock_memory(log), be_realtime(GATE_PRIORITY)
-    striker = _Striker(source, roots, stops, heartbeat, time.time(), locked, realtime)
+    striker = _Striker(options, source, roots, stops, heartbeat, time.time(), locked, realtime)
     heartbeat.beat()  # from the first mark on somebody may be held
     roots.scan()
     server.start(stops, roots, striker.status)  # who is told that the gate is up may rely on it
@@ -136,6 +148,7 @@ def _until_told(
 class _Striker:
     """What the gate's process is made of, as far as its status tells of it."""
 
+    options: Options
     source: Source
     roots: Roots
     stops: Stops
@@ -170,6 +183,10 @@ class _Striker:
             latency_sum_seconds=counters.latencies.sum_seconds,
             active=self.stops.active,
             stops=self.stops.number,
+            wanted_source=self.options.source,
+            budget_seconds=self.options.budget_seconds,
+            state_roots=self.options.state_roots or STATE_ROOTS,
+            log_format=self.options.log_format,
         )
 
 
@@ -197,12 +214,13 @@ def _open(options: Options, log: Log) -> int | ProcConnector | None:
     return connector
 
 
-def _roots(opened: int | ProcConnector, options: Options) -> Roots:
+def _roots(opened: int | ProcConnector, options: Options, log: Log) -> Roots:
     spared = own_container_ids()
     # In a container of our own the binaries are not those that the node's runtimes are
     holds = options.hold_executions == "on" or (options.hold_executions == "auto" and not spared)
     group = opened if isinstance(opened, int) else None
-    return Roots(group, options.state_roots or STATE_ROOTS, spared, hold_executions=holds)
+    patterns = options.state_roots or STATE_ROOTS
+    return Roots(group, patterns, spared, hold_executions=holds, complain=log.warning)
 
 
 def _source(

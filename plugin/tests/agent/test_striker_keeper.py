@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,11 @@ from typing import Any
 import pytest
 
 from expedited import __version__
+from expedited.agent.striker import _START_SECONDS, StrikerKeeper
+from expedited.settings import AgentSettings
+from expedited.striker.heartbeat import Heartbeat
+from expedited.teardown.policy import Policy
+from support.waiting import happens
 
 # Loaded by each Python of the agent's before its program (site(1)): holds the striker's at its very beginning
 _HOLDS_THE_STRIKER = """
@@ -180,3 +187,65 @@ def test_a_striker_that_cannot_be_read_is_one_line(run_dir: Path, start_agent: C
         agent.close()
     (line,) = agent.told("kills are not caught")
     assert "a packet of 35 bytes that can't be read" in line["event"]
+
+
+def test_a_kept_striker_with_other_options_is_replaced_and_the_line_says_which(start_agent: Callable[..., Any]) -> None:
+    first = start_agent("--keep-striker", "--state-root=/no/runtime/*")
+    kept = first.pids()["striker"]
+    first.close()
+    second = start_agent("--keep-striker", "--state-root=/no/runtime/*")
+    assert second.pids()["striker"] == kept
+    assert not second.told("replacing")
+    second.close()
+    third = start_agent("--state-root=/no/runtime/*", "--state-root=/nor/this", "--source=gate", "--budget=500ms")
+    (line,) = third.told("replacing a striker that was started with other options")
+    for words in (
+        "source auto and not gate",
+        "budget 1.0 and not 0.5",
+        "/no/runtime/* and not /no/runtime/* /nor/this",
+    ):
+        assert words in line["event"]
+    assert third.pids()["striker"] != kept
+
+
+async def test_more_policies_than_the_socket_takes_at_once_arrive_in_order(run_dir: Path) -> None:
+    policies = {f"{number:064x}": Policy(min_size_bytes=number) for number in range(5000)}
+    ready, may_read, told = threading.Event(), threading.Event(), {}
+
+    def listen() -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(str(run_dir / "striker.sock"))
+            listener.listen()
+            ready.set()
+            connection, _ = listener.accept()
+            with connection:
+                asked = json.loads(connection.recv(160_000))
+                connection.send(json.dumps({"is": "status", "seq": asked["seq"], "version": __version__}).encode())
+                may_read.wait(30)
+                while packet := connection.recv(160_000):
+                    told.update(json.loads(packet).get("containers", {"last": {}}))
+
+    striker = threading.Thread(target=listen, daemon=True)
+    striker.start()
+    ready.wait(30)
+    keeper = StrikerKeeper(
+        AgentSettings(run_dir=str(run_dir), keep_striker=True),
+        connected=lambda status: keeper.tell_policies(policies, default=Policy()),
+        heard=lambda message: None,
+    )
+    stop = asyncio.Event()
+    running = asyncio.create_task(keeper.run(stop))
+    await happens(lambda: keeper.connections, "a link")
+    keeper.tell("forget", id="who was never there")  # what is told after waits for its turn
+    may_read.set()
+    await happens(lambda: "last" in told, "all policies")
+    assert list(told) == [*policies, "last"]
+    assert {name: Policy.from_json(told[name]) for name in policies} == policies
+    assert keeper.connections == 1
+    stop.set()
+    await running
+    await asyncio.to_thread(striker.join)
+
+
+def test_a_striker_has_the_time_to_start_that_its_supervisor_gives_it() -> None:
+    assert -Heartbeat().age_seconds() < _START_SECONDS

@@ -213,6 +213,15 @@ def test_an_older_striker_names_all_of_its_containers_in_one_packet(ends: tuple[
     assert (status.gated, status.gated_count) == (tuple(names), len(names))
 
 
+def test_a_striker_that_never_reads_is_given_up_in_the_end(ends: tuple[StrikerLink, socket.socket]) -> None:
+    link, _ = ends
+    link._socket.setblocking(False)
+    with pytest.raises(StrikerUnreachable, match="has not read for"):  # noqa: PT012
+        for number in range(1000):
+            assert link.send("policy", containers={"c1": "x" * 100_000}) == number + 1
+            assert link.unsent or number < 100
+
+
 def test_a_link_to_nobody() -> None:
     with pytest.raises(StrikerUnreachable, match="no striker at /nowhere"):
         StrikerLink.connect("/nowhere")
