@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -18,6 +18,7 @@ from expedited.containerd import (
     ContainerdError,
     Event,
     NotFoundError,
+    RuntimeContainer,
     TaskDelete,
     TaskExit,
     TaskPaused,
@@ -31,6 +32,8 @@ __all__ = ["ContainerdSource", "NriSource"]
 
 # containerd loses an event now and then, and an agent must not carry its dead for ever
 _RELIST_SECONDS = 60.0
+# Nobody waits for what the containers do: that containerd asks of each one's shim, of which any number may hang
+_TASKS_SECONDS = 45.0
 
 _log = structlog.get_logger(__name__)
 
@@ -144,6 +147,15 @@ class NriSource(Handlers):
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """The containers of one namespace, and when they were asked for (monotonic seconds)."""
+
+    namespace: str
+    asked_at: float
+    containers: Sequence[RuntimeContainer]
+
+
 class ContainerdSource:
     """What containerd lists, and what it tells of, goes into the inventory, for all of its namespaces.
 
@@ -167,15 +179,21 @@ class ContainerdSource:
     ) -> None:
         self.listed = asyncio.Event()
         self._told_all = listed
+        self._asking: asyncio.Task[None] | None = None
+        self._states_known = True
         self._client = client
         self._inventory = inventory
         self._gate = gate
 
     async def run(self) -> None:
         """Until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._listen())
-            tasks.create_task(self._list_now_and_then())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._listen())
+                tasks.create_task(self._list_now_and_then())
+        finally:
+            if self._asking is not None:
+                self._asking.cancel()
 
     async def _listen(self) -> None:
         async for event in self._client.subscribe(self._list):
@@ -195,14 +213,35 @@ class ContainerdSource:
                 self._client.note()
 
     async def _list(self) -> None:
+        """Who is here, and with that the annotations; what each does is asked beside everything else."""
+        lists: list[_Listed] = []
         for namespace in await self._client.namespaces():
             asked_at = time.monotonic()
-            tasks = {task.container_id: task for task in await self._client.tasks(namespace)}
             containers = await self._client.containers(namespace)
-            sightings = [container.sighting(tasks.get(container.id)) for container in containers]
+            sightings = [replace(container.sighting(), state=State.UNKNOWN) for container in containers]
             self._inventory.reconcile(Source.CONTAINERD, sightings, at=asked_at, runtime_namespace=namespace)
+            lists.append(_Listed(namespace, asked_at, containers))
         self.listed.set()
         self._told_all()
+        if self._asking is not None:
+            self._asking.cancel()
+        self._asking = asyncio.create_task(self._ask_states(lists))
+
+    async def _ask_states(self, lists: Sequence[_Listed]) -> None:
+        problem = None
+        for listed in lists:
+            try:
+                found = await self._client.tasks(listed.namespace, timeout_seconds=_TASKS_SECONDS)
+            except ContainerdError as error:
+                problem = error
+                continue
+            tasks = {task.container_id: task for task in found}
+            # As of when they were listed: what was told of them since is newer, and who was removed since stays so
+            sightings = [container.sighting(tasks.get(container.id)) for container in listed.containers]
+            self._inventory.saw(Source.CONTAINERD, *sightings, at=listed.asked_at)
+        if problem is not None and self._states_known:
+            _log.warning("which containers run is not known but from events", error=str(problem))
+        self._states_known = problem is None
 
     async def _take(self, event: Event) -> None:
         match event:

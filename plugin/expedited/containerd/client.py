@@ -148,14 +148,18 @@ class ContainerdClient:
         said = await self._ask("containers.v1.Containers/Get", request, containers_pb2.GetContainerResponse, where)
         return read_container(said.container, where)
 
-    async def tasks(self, namespace: str = "") -> list[RuntimeTask]:
+    async def tasks(self, namespace: str = "", *, timeout_seconds: float = _ANSWER_SECONDS) -> list[RuntimeTask]:
         """The running side of every container of a namespace that has one: pids and states.
+
+        containerd asks one shim after the other, and gives each that hangs two seconds.
 
         Raises:
             ContainerdError: containerd does not answer.
         """
         where = namespace or self.namespace
-        said = await self._ask("tasks.v1.Tasks/List", tasks_pb2.ListTasksRequest(), tasks_pb2.ListTasksResponse, where)
+        said = await self._ask(
+            "tasks.v1.Tasks/List", tasks_pb2.ListTasksRequest(), tasks_pb2.ListTasksResponse, where, timeout_seconds
+        )
         return [read_task(process) for process in said.tasks]
 
     async def subscribe(self, on_connected: Callable[[], Awaitable[None]] | None = None) -> AsyncIterator[Event]:
@@ -201,18 +205,25 @@ class ContainerdClient:
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
-    async def _ask(self, method: str, request: _Message, answer: type[_Answer], namespace: str = "") -> _Answer:
+    async def _ask(
+        self,
+        method: str,
+        request: _Message,
+        answer: type[_Answer],
+        namespace: str = "",
+        timeout_seconds: float = _ANSWER_SECONDS,
+    ) -> _Answer:
         call: grpc.aio.UnaryUnaryMultiCallable[_Message, _Answer] = self._channel.unary_unary(
             _path(method),
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=answer.FromString,
         )
         try:
-            return await call(request, timeout=_ANSWER_SECONDS, metadata=_in(namespace or self.namespace))
+            return await call(request, timeout=timeout_seconds, metadata=_in(namespace or self.namespace))
         except grpc.aio.AioRpcError as problem:
-            raise self._explained(problem) from problem
+            raise self._explained(problem, timeout_seconds) from problem
 
-    def _explained(self, problem: grpc.aio.AioRpcError) -> ContainerdError:
+    def _explained(self, problem: grpc.aio.AioRpcError, timeout_seconds: float = _ANSWER_SECONDS) -> ContainerdError:
         """One line for a person."""
         code, details = problem.code(), " ".join((problem.details() or "").split())
         if code is grpc.StatusCode.NOT_FOUND:
@@ -222,7 +233,7 @@ class ContainerdClient:
             why = details.rpartition("error: ")[2]
             return ContainerdError(f"containerd can't be reached at {self.socket}: {why}")
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return ContainerdError(f"containerd at {self.socket} did not answer within {_ANSWER_SECONDS:g} s")
+            return ContainerdError(f"containerd at {self.socket} did not answer within {timeout_seconds:g} s")
         return ContainerdError(f"containerd at {self.socket} refused: {details} ({code.name})")
 
     def note(self, problem: ContainerdError | None = None) -> None:
