@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from expedited.doctor.child import child
 from expedited.doctor.finding import Area, Finding, Level
+from expedited.striker.fanotify import IN_CREATE, INotify
 from expedited.teardown.linux import MreleaseSupport, mrelease_support, process_mrelease
 
 __all__ = ["look"]
@@ -30,12 +31,13 @@ _THROTTLE_MEMBER = b"\0sched_throttle_work\0"
 
 
 def look() -> Iterator[Finding]:
-    """process_mrelease(2), its flags, pidfds, CFS throttling."""
+    """process_mrelease(2), its flags, pidfds, inotify, CFS throttling."""
     support = mrelease_support()
     yield _mrelease(support)
     if support.available:
         yield _flags(support)
     yield _pidfd_info()
+    yield _inotify()
     throttling = _throttling()
     if throttling is not None:
         yield throttling
@@ -133,6 +135,40 @@ def _ask_pidfd(pidfd: int, wanted: int) -> tuple[int, ...] | None:
         return None
     told = _PIDFD_INFO.unpack(info)
     return told if told[0] & wanted else None
+
+
+def _inotify() -> Finding:
+    who = f"user {os.getuid()}"
+    remedy = (
+        f"raise the sysctl {{}}: as root, sysctl {{}}={{}}; for good, in /etc/sysctl.d; or end what {who} has in excess"
+    )
+    try:
+        inotify = INotify()
+    except OSError as error:
+        limit, at_most = "fs.inotify.max_user_instances", _limit("max_user_instances")
+        found = f"no instance left for {who} ({error.strerror}): {limit} is {at_most}"
+        level, costs = Level.BROKEN, "the striker can't follow the runtimes' directories, and does not start"
+    else:
+        limit, at_most = "fs.inotify.max_user_watches", _limit("max_user_watches")
+        try:
+            inotify.watch("/", IN_CREATE)
+        except OSError as error:
+            found, level = f"no watch left for {who} ({error.strerror}): {limit} is {at_most}", Level.DEGRADED
+        else:
+            found, level = f"an instance and a watch are to be had by {who}", Level.OK
+        finally:
+            os.close(inotify.descriptor)
+        costs = "new containers are found by looking every second, and a kill that is sooner is the runtime's alone"
+    return Finding(Area.KERNEL, "inotify", found, level, costs, remedy.format(limit, limit, 2 * at_most or 1024))
+
+
+def _limit(name: str) -> int:
+    """0: it can't be read."""
+    try:
+        with open(f"/proc/sys/fs/inotify/{name}", encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 0
 
 
 def _throttling() -> Finding | None:

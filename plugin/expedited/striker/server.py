@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -28,6 +29,7 @@ from expedited.teardown.report import Report
 __all__ = ["Server", "listen"]
 
 _REPORTS_A_PACKET = 8
+_ACCEPT_AGAIN_SECONDS = 0.05
 #: How much of a packet may be containers' ids: beside them is whatever else a status has.
 _IDS_BYTES = 64_000
 
@@ -106,6 +108,9 @@ class Server:
         try:
             connection, _ = self._listener.accept()
         except OSError:
+            # No descriptor left for it, and who waits keeps the listener readable: without a pause that would be a loop at a
+            # real-time priority
+            time.sleep(_ACCEPT_AGAIN_SECONDS)
             return
         visitor = peer(connection)
         if visitor.uid not in (0, os.getuid()):

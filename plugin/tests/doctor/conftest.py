@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from expedited.settings import AgentSettings
+from support import seccomp
 
 # Prints what `expedited doctor --json` prints, with settings from the command line in place of the machine's
 _EXAMINE = """
@@ -22,26 +23,11 @@ from expedited.settings import AgentSettings
 sys.exit(run_doctor(AgentSettings.from_json(sys.argv[1]), json=True))
 """
 
-# Makes a system call fail, as on a kernel without it or under a container's seccomp profile, and becomes what follows.
-# The filter is struct sock_fprog of include/uapi/linux/filter.h: load the call's number, compare, answer.
-_WITHOUT_CALL = """
-import ctypes, os, struct, sys
-number, code = int(sys.argv[1]), int(sys.argv[2])
-LOAD, EQUAL, RETURN, ALLOW, ERRNO = 0x20, 0x15, 0x06, 0x7FFF0000, 0x00050000
-lines = [(LOAD, 0, 0, 0), (EQUAL, 0, 1, number), (RETURN, 0, 0, ERRNO | code), (RETURN, 0, 0, ALLOW)]
-program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in lines))
-filter = struct.pack("@HP", len(lines), ctypes.addressof(program))
-libc = ctypes.CDLL(None, use_errno=True)
-if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, filter, 0, 0):  # PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP
-    sys.exit(os.strerror(ctypes.get_errno()))
-os.execv(sys.argv[3], sys.argv[3:])
-"""
-
 
 @pytest.fixture
 def without_call() -> Callable[[int, int], list[str]]:
     """``without_call(number, errno)``: the words that make a system call fail in whatever comes after them."""
-    return lambda number, code: [sys.executable, "-c", _WITHOUT_CALL, str(number), str(code)]
+    return seccomp.without_call
 
 
 @dataclass(frozen=True)

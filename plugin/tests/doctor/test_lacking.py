@@ -91,6 +91,26 @@ def test_without_the_gate_the_main_job_hangs_on_process_events(
     assert said.found("process events") == f"not to be had ({refused})"
 
 
+@pytest.mark.parametrize(("limit", "level", "exit_code"), [("instances", "broken", 1), ("watches", "degraded", 0)])
+def test_inotify_that_is_used_up_is_named_by_its_sysctl(
+    examined_under: Callable, without_call: Callable, limit: str, level: str, exit_code: int
+) -> None:
+    # inotify_init1(2), inotify_add_watch(2)
+    numbers = {"x86_64": (294, 254), "aarch64": (26, 27)}[platform.machine()]
+    number, code = (numbers[0], errno.EMFILE) if limit == "instances" else (numbers[1], errno.ENOSPC)
+    said = examined_under(*without_call(number, code))
+    assert (said.level("inotify"), said.exit_code) == (level, exit_code)
+    at_most = Path(f"/proc/sys/fs/inotify/max_user_{limit}").read_text().strip()
+    assert f"fs.inotify.max_user_{limit} is {at_most}" in said.found("inotify")
+    assert f"sysctl fs.inotify.max_user_{limit}={2 * int(at_most)}" in said.findings["inotify"]["remedy"]
+
+
+def test_inotify_of_a_user_who_may_have_none_is_caused_for_real(examined_under: Callable) -> None:
+    none = 'echo 0 > /proc/sys/user/max_inotify_instances && exec "$@"'
+    said = examined_under("unshare", "--user", "--map-root-user", "sh", "-c", none, "sh")
+    assert said.level("inotify") == "broken"
+
+
 def test_memory_that_may_not_be_locked_is_degraded(examined_under: Callable) -> None:
     said = examined_under("prlimit", "--memlock=65536", "setpriv", "--bounding-set=-ipc_lock")
     assert said.level("memory lock") == "degraded"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
+import platform
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +21,7 @@ import pytest
 import expedited
 from expedited.striker.heartbeat import Heartbeat
 from expedited.teardown.roster import DESCRIPTORS
+from support.seccomp import without_call
 
 MIB = 1 << 20
 
@@ -86,6 +91,59 @@ def test_a_signal_between_its_socket_and_its_loop_leaves_no_socket(tmp_path: Pat
             striker.kill()
             striker.wait()
         assert not list(tmp_path.iterdir())
+
+
+def test_a_striker_whose_socket_was_removed_ends_in_order_all_the_same(
+    node: Any, make_striker: Any, scratch_cgroup: Any
+) -> None:
+    striker = make_striker()
+    node.container("c1", scratch_cgroup, "--bytes", "8M")
+    striker.wait_gated("c1")
+    Path(striker.socket).unlink()
+    striker.process.terminate()
+    assert striker.process.wait(60) == 0
+    assert striker.log == ""
+
+
+def test_a_visitor_for_whom_no_descriptor_is_left_does_not_keep_the_link_busy(make_striker: Any, until: Any) -> None:
+    striker = make_striker()
+    gate = striker.status()["pid"]
+    before = resource.prlimit(gate, resource.RLIMIT_NOFILE)
+    used = {int(entry.name) for entry in Path(f"/proc/{gate}/fd").iterdir()}
+    first_free = next(number for number in itertools.count() if number not in used)
+    resource.prlimit(gate, resource.RLIMIT_NOFILE, (first_free, before[1]))
+
+    def cpu_seconds() -> float:
+        fields = Path(f"/proc/{gate}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as visitor:
+        visitor.connect(striker.socket)
+        visitor.send(b'{"do": "status"}')
+        started, used_before = time.monotonic(), cpu_seconds()
+        time.sleep(1)
+        share = (cpu_seconds() - used_before) / (time.monotonic() - started)
+        assert striker.link.ask("status")["is"] == "status"  # who is in is served meanwhile
+        resource.prlimit(gate, resource.RLIMIT_NOFILE, before)
+        visitor.settimeout(30)
+        assert b'"status"' in visitor.recv(160_000)
+    assert share < 0.3
+
+
+def test_without_an_inotify_instance_it_says_which_sysctl_and_ends(tmp_path: Path) -> None:
+    number = {"x86_64": 294, "aarch64": 26}[platform.machine()]  # inotify_init1
+    command = [*without_call(number, errno.EMFILE), sys.executable, "-m", "expedited.striker", f"--run-dir={tmp_path}"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert answer.returncode == 1
+    (line,) = answer.stderr.splitlines()
+    assert "fs.inotify.max_user_instances" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_watch_it_says_what_that_costs(tmp_path: Path, make_striker: Any) -> None:
+    number = {"x86_64": 254, "aarch64": 27}[platform.machine()]  # inotify_add_watch
+    striker = make_striker(under=without_call(number, errno.ENOSPC))
+    assert "fs.inotify.max_user_watches" in striker.log
 
 
 def memory_of(pid: int, key: str) -> int:

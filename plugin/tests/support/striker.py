@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,18 @@ class StrikerProcess:
     Args:
         run_dir: Its own; the path must be short.
         options: Of its command line.
+        under: The words that go before it.
         popen: More of :class:`subprocess.Popen`'s.
     """
 
-    def __init__(self, run_dir: Path, *options: str, **popen: Any) -> None:
+    def __init__(self, run_dir: Path, *options: str, under: Sequence[str] = (), **popen: Any) -> None:
         self.run_dir = run_dir
         self.socket = str(run_dir / "striker.sock")
         self.log_path = run_dir / "log"
         # A worker that gets no CPU for 50 ms is this machine's affair, and not what a test is about
         if not any(option.startswith("--budget") for option in options):
             options = (*options, "--budget=1")
-        command = [sys.executable, "-m", "expedited.striker", f"--run-dir={run_dir}", *options]
+        command = [*under, sys.executable, "-m", "expedited.striker", f"--run-dir={run_dir}", *options]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, **popen)
         assert self.process.stdout is not None
