@@ -18,6 +18,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from blockbuster import blockbuster_ctx
 
 # Before gRPC is loaded: its fork handlers and a `preexec_fn` don't get on, and no child of a test's process calls it
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -42,6 +43,10 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("expedited")
 
 
+# Not among them: what a test's own loop may well wait for, such as a containerd that is started
+_WITH_AN_EVENT_LOOP = [f"expedited.{name}" for name in ("agent", "api", "containerd", "kube", "metrics", "nri")]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _sigterm_as_ctrl_c() -> Iterator[None]:
     # Or a test run that is told to stop would leave behind what it has started
@@ -53,6 +58,18 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_blocks_the_event_loop() -> Iterator[None]:
+    with blockbuster_ctx(_WITH_AN_EVENT_LOOP) as blockbuster:
+        for function in blockbuster.functions.values():
+            # Once, before anybody is served; a token of some hundred bytes in memory; the lines of a traceback
+            function.can_block_in("expedited/api/relay.py", "private_directory")
+            function.can_block_in("expedited/api/server.py", "serving")
+            function.can_block_in("expedited/kube/access.py", "bearer")
+            function.can_block_in("structlog/_native.py", "exception")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blockbuster import blockbuster_ctx
 
 from expedited.nri import NriContainer, NriPlugin, NriPod, serve
 from expedited.pb.nri import api_pb2 as api
@@ -24,12 +23,6 @@ from expedited.pb.ttrpc import ttrpc_pb2
 
 _PATIENCE_SECONDS = 30.0
 _PLUGIN_SERVICE = "nri.pkg.api.v1alpha1.Plugin"
-
-
-@pytest.fixture(autouse=True)
-def _nothing_blocks_the_event_loop() -> Iterator[None]:
-    with blockbuster_ctx("expedited.nri"):
-        yield
 
 
 class Heard:
