@@ -15,6 +15,7 @@ import grpc
 from expedited.errors import ExpeditedError, UsageError
 from expedited.pb.v1 import expedited_pb2 as pb
 from expedited.pb.v1 import expedited_pb2_grpc as pb_grpc
+from expedited.socket_path import refuse_if_too_long
 
 __all__ = ["ApiClient"]
 
@@ -45,6 +46,7 @@ class ApiClient:
     """
 
     def __init__(self, socket_path: str) -> None:
+        refuse_if_too_long(socket_path, "the agent's socket")
         self._path = socket_path
         # gRPC reads its target as a URI
         self._channel = grpc.insecure_channel(f"unix:{quote(socket_path)}", options=_OPTIONS)

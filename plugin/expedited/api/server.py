@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -26,13 +25,12 @@ from expedited.inventory import NotFoundError
 from expedited.pb.v1 import expedited_pb2 as pb
 from expedited.pb.v1 import expedited_pb2_grpc as pb_grpc
 from expedited.sighting import Container
+from expedited.socket_path import refuse_if_too_long
 
 __all__ = ["serving"]
 
 # What a strike that is under way gets before it is cut off; who watches never ends by himself, and always waits it out
 _GRACE_SECONDS = 0.2
-# sun_path of linux/un.h, less the NUL
-_LONGEST_PATH_BYTES = 107
 _SERVICE = pb.DESCRIPTOR.services_by_name["Expedited"].full_name
 
 _log = structlog.get_logger(__name__)
@@ -51,7 +49,7 @@ async def serving(backend: Backend, socket_path: str) -> AsyncIterator[None]:
     # Before anything is made: the other agent's inner socket would be replaced else
     await refuse_if_listened_at(socket_path)
     inner = Path(socket_path).parent / "api" / "grpc.sock"
-    _refuse_if_too_long(inner)
+    refuse_if_too_long(inner, "the control API's socket")
     private_directory(inner.parent)
     relay = Relay(socket_path, inner)
     server, status = _make_server(backend, str(inner))
@@ -65,11 +63,6 @@ async def serving(backend: Backend, socket_path: str) -> AsyncIterator[None]:
         await status.enter_graceful_shutdown()
         await server.stop(_GRACE_SECONDS)
         await relay.close()
-
-
-def _refuse_if_too_long(path: Path) -> None:
-    if len(os.fsencode(path)) > _LONGEST_PATH_BYTES:
-        raise UsageError(f"cannot listen at {path}: a socket's path has at most {_LONGEST_PATH_BYTES} bytes")
 
 
 def _make_server(backend: Backend, inner: str) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:

@@ -13,11 +13,11 @@ import structlog
 
 from expedited.errors import UsageError
 from expedited.nri.plugin import NriPlugin
+from expedited.socket_path import refuse_if_too_long
 
 __all__ = ["serve"]
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
-_LONGEST_PATH_BYTES = 107  # sun_path of unix(7), less its final zero
 # nri pkg/api/plugin.go: what a runtime starts its pre-installed plugins with, and nothing else
 _SOCKET_VARIABLE, _NAME_VARIABLE, _IDX_VARIABLE = "NRI_PLUGIN_SOCKET", "NRI_PLUGIN_NAME", "NRI_PLUGIN_IDX"
 
@@ -53,10 +53,7 @@ async def serve(
         why = await session.run(stop)
         _log.info("the runtime that started this plugin has no more use for it", why=why)
         return
-    if len(os.fsencode(socket_path)) > _LONGEST_PATH_BYTES:
-        raise UsageError(
-            f"NRI socket {socket_path}: too long for a socket's path, of {_LONGEST_PATH_BYTES} bytes at most"
-        )
+    refuse_if_too_long(socket_path, "NRI socket")
     await _dial_for_ever(plugin, socket_path, stop)
 
 

@@ -188,6 +188,12 @@ def test_what_no_command_takes(expedited: Expedited, arguments: list[str], words
     one_line(expedited(*arguments), USAGE, words)
 
 
+@pytest.mark.parametrize("command", ["status", "stops", "top", "kill c1"])
+def test_a_run_dir_that_is_too_long_is_one_line(expedited: Expedited, run_dir: Path, command: str) -> None:
+    answer = expedited(*command.split(), "--run-dir", run_dir / ("x" * 120))
+    one_line(answer, USAGE, "at most 107 bytes")
+
+
 @pytest.mark.parametrize("command", ["status", "stops", "top", "stops --follow"])
 def test_asking_where_no_agent_is(expedited: Expedited, run_dir: Path, command: str) -> None:
     one_line(expedited(*command.split(), "--run-dir", run_dir), FAILED, "no agent at")
