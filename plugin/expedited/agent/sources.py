@@ -228,20 +228,22 @@ class ContainerdSource:
         self._asking = asyncio.create_task(self._ask_states(lists))
 
     async def _ask_states(self, lists: Sequence[_Listed]) -> None:
-        problem = None
-        for listed in lists:
-            try:
-                found = await self._client.tasks(listed.namespace, timeout_seconds=_TASKS_SECONDS)
-            except ContainerdError as error:
-                problem = error
-                continue
-            tasks = {task.container_id: task for task in found}
-            # As of when they were listed: what was told of them since is newer, and who was removed since stays so
-            sightings = [container.sighting(tasks.get(container.id)) for container in listed.containers]
-            self._inventory.saw(Source.CONTAINERD, *sightings, at=listed.asked_at)
-        if problem is not None and self._states_known:
-            _log.warning("which containers run is not known but from events", error=str(problem))
-        self._states_known = problem is None
+        # At once: a namespace whose shims hang keeps no other one's states back
+        problems = [each for each in await asyncio.gather(*map(self._ask_states_in, lists)) if each is not None]
+        if problems and self._states_known:
+            _log.warning("which containers run is not known but from events", error=str(problems[0]))
+        self._states_known = not problems
+
+    async def _ask_states_in(self, listed: _Listed) -> ContainerdError | None:
+        try:
+            found = await self._client.tasks(listed.namespace, timeout_seconds=_TASKS_SECONDS)
+        except ContainerdError as problem:
+            return problem
+        tasks = {task.container_id: task for task in found}
+        # As of when they were listed: what was told of them since is newer, and who was removed since stays so
+        sightings = [container.sighting(tasks.get(container.id)) for container in listed.containers]
+        self._inventory.saw(Source.CONTAINERD, *sightings, at=listed.asked_at)
+        return None
 
     async def _take(self, event: Event) -> None:
         match event:
