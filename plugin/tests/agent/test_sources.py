@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import cast
 
 import pytest
 import structlog.testing
@@ -62,11 +63,10 @@ async def test_a_pause_that_is_told_after_the_end_brings_nobody_back(
     assert len(inventory) == 0
 
 
-class _WithHungShims(ContainerdClient):
+class _WithHungShims:
     """Answers what containerd knows by itself; the shims' side when it is let to, or not at all."""
 
     def __init__(self) -> None:
-        super().__init__("/nowhere/containerd.sock", "k8s.io")
         self.may_answer = asyncio.Event()
         self.hangs = True
 
@@ -89,27 +89,27 @@ class _WithHungShims(ContainerdClient):
 async def test_shims_that_hang_keep_neither_annotations_nor_events_back(inventory: Inventory) -> None:
     async def gate(container_id: str) -> None: ...
 
-    async with _WithHungShims() as client:
-        source = ContainerdSource(client, inventory, gate=gate, listed=lambda: None)
-        inventory.saw(Source.NRI, Sighting("s1", "k8s.io", pid=6, state=State.RUNNING))
-        async with asyncio.timeout(30):
-            await source._list()  # while it goes on, the subscription has no event
-        assert source.listed.is_set()
-        assert inventory.find("c1").policy.mode is Mode.OBSERVE
-        assert inventory.find("c1").seen.state is State.UNKNOWN
-        assert (inventory.find("s1").seen.state, inventory.find("s1").seen.pid) == (State.RUNNING, 6)
+    client = _WithHungShims()
+    source = ContainerdSource(cast(ContainerdClient, client), inventory, gate=gate, listed=lambda: None)
+    inventory.saw(Source.NRI, Sighting("s1", "k8s.io", pid=6, state=State.RUNNING))
+    async with asyncio.timeout(30):
+        await source._list()  # while it goes on, the subscription has no event
+    assert source.listed.is_set()
+    assert inventory.find("c1").policy.mode is Mode.OBSERVE
+    assert inventory.find("c1").seen.state is State.UNKNOWN
+    assert (inventory.find("s1").seen.state, inventory.find("s1").seen.pid) == (State.RUNNING, 6)
 
-        client.may_answer.set()
-        with structlog.testing.capture_logs() as logged:
-            for _ in range(2):
-                await source._list()
-                assert source._asking is not None
-                await source._asking
-        assert [line["event"] for line in logged] == ["which containers run is not known but from events"]
-        assert inventory.find("c1").seen.state is State.UNKNOWN
+    client.may_answer.set()
+    with structlog.testing.capture_logs() as logged:
+        for _ in range(2):
+            await source._list()
+            assert source._asking is not None
+            await source._asking
+    assert [line["event"] for line in logged] == ["which containers run is not known but from events"]
+    assert inventory.find("c1").seen.state is State.UNKNOWN
 
-        client.hangs = False
-        await source._list()
-        await source._asking
-        assert (inventory.find("c1").seen.state, inventory.find("c1").seen.pid) == (State.RUNNING, 7)
-        assert inventory.find("s1").seen.state is State.STOPPED
+    client.hangs = False
+    await source._list()
+    await source._asking
+    assert (inventory.find("c1").seen.state, inventory.find("c1").seen.pid) == (State.RUNNING, 7)
+    assert inventory.find("s1").seen.state is State.STOPPED
