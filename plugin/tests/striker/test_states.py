@@ -182,5 +182,5 @@ def test_a_record_made_in_a_cgroup_namespace_is_found_by_init(node: Any, striker
     status = json.loads((node.namespace / "c1" / "status").read_text())
     node.state("c1", {**status, "cgroup-path": "/libpod-1"}, name="status")
     striker.wait_gated("c1")
-    node.run("kill", "c1", "9", idle=True, file="status")
+    node.run("kill", "c1", "9", file="status")
     assert (striker.report_of("c1").cgroup, init.wait(30)) == (container.path, -9)
