@@ -178,9 +178,9 @@ def test_a_record_made_in_a_cgroup_namespace_is_found_by_init(node: Any, striker
     """As crun in a container has it: its paths begin where its own cgroup namespace does."""
     engine = make_cgroup()
     container = engine.child("libpod-1")
-    init = node.container("c1", container.child("init.scope"), "--bytes", "8M", crun=True)
+    init = node.container("c1", container.child("init.scope"), "--bytes", "8M", "--children", "1", crun=True)
     status = json.loads((node.namespace / "c1" / "status").read_text())
     node.state("c1", {**status, "cgroup-path": "/libpod-1"}, name="status")
     striker.wait_gated("c1")
-    node.run("kill", "c1", "9", file="status")
+    node.run("kill", "c1", "9", idle=True, file="status")
     assert (striker.report_of("c1").cgroup, init.wait(30)) == (container.path, -9)
