@@ -15,13 +15,14 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import structlog
 
 from expedited import __version__
+from expedited.agent.waits import either, readable, unless
 from expedited.errors import AlreadySaid, ExpeditedError, UsageError
 from expedited.settings import STATE_ROOTS, AgentSettings
 from expedited.striker.link import StrikerLink, StrikerUnreachable, Unreadable
@@ -109,9 +110,9 @@ class StrikerKeeper:
             while not stop.is_set():
                 try:
                     # A start takes seconds on a busy node, and is not to be waited for by who wants an end
-                    if await _unless(stop, self._connect()):
+                    if await unless(stop, self._connect()):
                         pause = _FIRST_PAUSE_SECONDS
-                        await _either(self._lost.wait(), stop.wait())
+                        await either(self._lost.wait(), stop.wait())
                 except ExpeditedError as problem:
                     if isinstance(problem, _CannotGate) and not self.pid:
                         raise
@@ -124,7 +125,7 @@ class StrikerKeeper:
                     if not stop.is_set() or self.keep:
                         self._hang_up()
                 if not stop.is_set():
-                    await _either(stop.wait(), asyncio.sleep(pause))
+                    await either(stop.wait(), asyncio.sleep(pause))
                     pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         finally:
             if not self.keep:
@@ -359,7 +360,7 @@ class StrikerKeeper:
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._supervisor, number)
-            if await _readable(self._supervisor, _END_SECONDS):
+            if await readable(self._supervisor, _END_SECONDS):
                 break
         self._let_go_of_supervisor()
         if self._process is not None:
@@ -384,40 +385,3 @@ def _other_options(status: StrikerStatus, settings: AgentSettings) -> list[str]:
 
 def _word(value: object) -> str:
     return " ".join(value) if isinstance(value, tuple) else str(value)
-
-
-async def _readable(descriptor: int, timeout_seconds: float) -> bool:
-    ready = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.add_reader(descriptor, ready.set)
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            await ready.wait()
-    except TimeoutError:
-        return False
-    finally:
-        loop.remove_reader(descriptor)
-    return True
-
-
-async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
-    """Do it, or give it up when ``stop`` is set; whether it was done. What it raises is raised."""
-    task = asyncio.create_task(work)
-    try:
-        await _either(asyncio.shield(task), stop.wait())
-    finally:
-        if not task.done():
-            task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-    return not task.cancelled()
-
-
-async def _either(*waits: Any) -> None:
-    """Until the first of them is done; the others are cancelled."""
-    tasks: Iterable[asyncio.Task[Any]] = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()

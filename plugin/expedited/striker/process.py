@@ -91,9 +91,8 @@ def run(options: Options, heartbeat: Heartbeat, log: Log) -> int:
     try:
         stops = _until_told(options, policy, listener, heartbeat, log)
     finally:
-        with suppress(
-            FileNotFoundError
-        ):  # somebody was before us, and the strikes in progress have an end to come to all the same
+        # Where somebody was before us, the strikes in progress have an end to come to all the same
+        with suppress(FileNotFoundError):
             os.unlink(path)
     if stops is None:
         return 1

@@ -75,13 +75,13 @@ class StrikerProcess:
                 return message
         raise AssertionError(f"no {what} {fields}; the log: {self.log}")
 
-    def report_of(self, container_id: str) -> Report:
+    def report_of(self, container_id: str, timeout_seconds: float = 30.0) -> Report:
         """The next report about this container."""
-        give_up_at = time.monotonic() + 30
+        give_up_at = time.monotonic() + timeout_seconds
         while time.monotonic() < give_up_at:
-            report = self.said("report")["report"]
-            if report["container_id"] == container_id:
-                return Report.from_json(report)
+            message = self.link.receive(1.0)
+            if message and message["is"] == "report" and message["report"]["container_id"] == container_id:
+                return Report.from_json(message["report"])
         raise AssertionError(f"no report of {container_id}; the log: {self.log}")
 
     def wait_gated(self, *container_ids: str) -> None:
