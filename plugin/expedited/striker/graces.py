@@ -80,7 +80,7 @@ class Graces:
         self._askers = 0
         self._changed = threading.Condition()  # held for a look at these, and for nothing that takes time
 
-    # -- called by the workers; forget() by the source's loop, too -------------------------------------------------------
+    # -- called by the workers -------------------------------------------------------------------------------------------
 
     def begin(self, container: Container) -> None:
         """Hold its processes from now on; it is asked nothing where it is small.

@@ -92,8 +92,9 @@ class Stops:
     def on_deleted(self, directory: str) -> None:
         """The runtime has removed a container's directory."""
         self._known.forget(directory)
-        self._graces.forget(directory)
         self.forget(os.path.basename(directory))
+        # Not by the loop: those who ask in turns hold that lock at a lower priority, and strikes may go before them for seconds
+        self.submit(lambda: self._graces.forget(directory))
 
     def forget(self, container_id: str) -> None:
         """Nothing that was told of it holds any more."""

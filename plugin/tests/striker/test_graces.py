@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from expedited.striker.log import Log
+from expedited.striker.stops import Stops
 from expedited.teardown.cgroup import Cgroup
 from expedited.teardown.policy import Mode, Policy
 from expedited.teardown.report import Fate, Outcome
@@ -362,6 +365,18 @@ def test_whoever_strikes_meanwhile_has_the_only_report(
     assert striker.report_of("c1").trigger == "command"
     time.sleep(0.2)
     assert len(striker.reports()) == 1
+
+
+def test_the_loop_does_not_wait_for_who_asks() -> None:
+    """Those hold their lock at a low priority: beside thirty containers that were watched, the gate was killed for it."""
+    stops = Stops(lambda report: True, lambda container_id, number: None, Log(as_json=True))
+    with stops._graces._changed:
+        loop = threading.Thread(target=stops.on_deleted, args=("/run/runc/c1",))
+        loop.start()
+        loop.join(20)
+        waited = loop.is_alive()
+    loop.join()
+    assert not waited
 
 
 def test_nothing_of_many_grace_periods_stays(
