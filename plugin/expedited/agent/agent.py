@@ -324,9 +324,8 @@ class Agent:
             except StrikerUnreachable:
                 pass  # its state says so
         if keeper.state != "ok" and self._gate.gated:
-            self._take_status(
-                replace(self._gate, gated=(), gated_beyond=0)
-            )  # what it had counted holds, and nobody gates
+            # What it had counted holds, and nobody gates
+            self._take_status(replace(self._gate, gated=(), gated_beyond=0))
         pids = (("agent", os.getpid()), ("striker", keeper.pid), ("supervisor", keeper.supervisor_pid))
         try:
             processes = await asyncio.to_thread(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from expedited import __version__
+from support.striker import stand_in
 
 # A striker that has made two reports which nobody has heard, and has a third at the worst of moments. A real one can't be had to.
 _STRIKER = """
@@ -63,18 +63,10 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
 """
 
 
-@contextmanager
 def _striker(
     run_dir: Path, version: str = __version__, *, drops: int = 0, third: str, lacks: tuple[str, ...] = ()
-) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-c", _STRIKER, str(run_dir / "striker.sock"), version, str(drops), third, *lacks]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as one:
-        try:
-            assert one.stdout is not None
-            assert one.stdout.readline() == b"\n"
-            yield one
-        finally:
-            one.kill()
+) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    return stand_in(run_dir, _STRIKER, version, str(drops), third, *lacks)
 
 
 def _told(agent: Any) -> list[str]:

@@ -8,10 +8,9 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from expedited.agent.striker import _START_SECONDS, StrikerKeeper
 from expedited.settings import AgentSettings
 from expedited.striker.heartbeat import Heartbeat
 from expedited.teardown.policy import Policy
+from support.striker import stand_in
 from support.waiting import happens
 
 # Loaded by each Python of the agent's before its program (site(1)): holds the striker's at its very beginning
@@ -125,17 +125,8 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
 """
 
 
-@contextmanager
-def _kept_striker(run_dir: Path, told: dict[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
-    """One that listens, until the agent or the test ends it."""
-    command = [sys.executable, "-c", _KEPT, str(run_dir / "striker.sock"), json.dumps(told)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as kept:
-        try:
-            assert kept.stdout is not None
-            assert kept.stdout.readline() == b"\n"
-            yield kept
-        finally:
-            kept.kill()
+def _kept_striker(run_dir: Path, told: dict[str, Any]) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    return stand_in(run_dir, _KEPT, json.dumps(told))
 
 
 @pytest.mark.parametrize("told", [{}, {"version": "99.0", "gated": [], "pressure": {"some": 0.5}}], ids=["old", "new"])

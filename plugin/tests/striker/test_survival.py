@@ -32,6 +32,18 @@ def unsupervised(striker: Any) -> Iterator[None]:
         os.kill(supervisor, signal.SIGCONT)
 
 
+@contextmanager
+def held_at_a_stopped_gate(node: Any, striker: Any, until: Any) -> Iterator[tuple[int, Any]]:
+    """The gate's pid, and a kill of c1 that waits at it."""
+    gate = striker.status()["pid"]
+    with unsupervised(striker):
+        os.kill(gate, signal.SIGSTOP)
+        waiting = node.begin("kill", "c1", "9")
+        # In an uninterruptible sleep, in its open
+        until(lambda: state_of(waiting.pid) == "D", "the opener is not held")
+        yield gate, waiting
+
+
 def test_a_decision_over_its_budget_is_answered_by_the_loop(node: Any, make_striker: Any, scratch_cgroup: Any) -> None:
     striker = make_striker("--budget=0.001")
     for number in range(1, 6):
@@ -91,12 +103,7 @@ def test_a_gate_that_hangs_is_killed_and_replaced(node: Any, striker: Any, scrat
 def test_killing_the_gate_lets_everybody_go_on(node: Any, striker: Any, scratch_cgroup: Any, until: Any) -> None:
     node.container("c1", scratch_cgroup, "--bytes", "8M")
     striker.wait_gated("c1")
-    gate = striker.status()["pid"]
-    with unsupervised(striker):
-        os.kill(gate, signal.SIGSTOP)
-        waiting = node.begin("kill", "c1", "9")
-        # In an uninterruptible sleep, in its open
-        until(lambda: state_of(waiting.pid) == "D", "the opener is not held")
+    with held_at_a_stopped_gate(node, striker, until) as (gate, waiting):
         os.kill(gate, signal.SIGKILL)
         assert waiting.wait(30) == 0
     striker.wait_for_gate_number(1)
@@ -106,11 +113,7 @@ def test_killing_the_gate_lets_everybody_go_on(node: Any, striker: Any, scratch_
 def test_a_held_opener_can_be_killed(node: Any, striker: Any, scratch_cgroup: Any, until: Any, alive: Any) -> None:
     process = node.container("c1", scratch_cgroup, "--bytes", "8M")
     striker.wait_gated("c1")
-    gate = striker.status()["pid"]
-    with unsupervised(striker):
-        os.kill(gate, signal.SIGSTOP)
-        waiting = node.begin("kill", "c1", "9")
-        until(lambda: state_of(waiting.pid) == "D", "the opener is not held")
+    with held_at_a_stopped_gate(node, striker, until) as (gate, waiting):
         waiting.kill()
         # Gone before the gate goes on: on one CPU that would be first, and find a runtime that is alive still
         assert waiting.wait(30) == -signal.SIGKILL

@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,20 @@ from expedited.striker.link import StrikerLink
 from expedited.teardown.report import Report
 from support.waiting import wait_for
 
-__all__ = ["StrikerProcess"]
+__all__ = ["StrikerProcess", "stand_in"]
+
+
+@contextmanager
+def stand_in(run_dir: Path, program: str, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that listens as a striker does, and says so by an empty line; until the agent or the test ends it."""
+    command = [sys.executable, "-c", program, str(run_dir / "striker.sock"), *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as one:
+        try:
+            assert one.stdout is not None
+            assert one.stdout.readline() == b"\n"
+            yield one
+        finally:
+            one.kill()
 
 
 class StrikerProcess:
