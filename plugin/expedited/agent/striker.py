@@ -35,8 +35,8 @@ __all__ = ["StrikerKeeper"]
 _START_SECONDS = 35.0
 # Until then nobody need be told: a start takes a tenth of a second on a node that has one to give
 _LATE_SECONDS = 10.0
-# A supervisor waits for 5 s at most before it starts another gate, which then takes a moment.
-_NEW_GATE_SECONDS = 8.0
+# A supervisor waits for 5 s at most before it starts another gate, which has as long as the first
+_NEW_GATE_SECONDS = 5.0 + _START_SECONDS
 _DIAL_EVERY_SECONDS = 0.02
 _ANSWER_SECONDS = 5.0
 _END_SECONDS = 10.0

@@ -17,6 +17,7 @@ from expedited.errors import ExpeditedError
 from expedited.striker.container import Container, open_state, read_container
 from expedited.striker.roots import Roots
 from expedited.teardown.cgroup import Cgroup
+from expedited.teardown.files import inode
 from expedited.teardown.linux import be_realtime
 from expedited.teardown.pidfd import highest_ahead
 from expedited.teardown.reap import STRIKER_PRIORITY
@@ -109,7 +110,7 @@ class _Bell:
         self.container = container
         self.directory = str(cgroup.memory_dir)
         self._version = cgroup.version
-        self._inode = os.stat(self.directory).st_ino
+        self._inode = inode(self.directory)
         self._kills = 0
         if self._version == 2:
             self.events = select.POLLPRI
@@ -143,10 +144,7 @@ class _Bell:
 
     def is_of_the_past(self) -> bool:
         """Whether its cgroup is gone, be it that another has its name: a container that starts again under the same id."""
-        try:
-            return os.stat(self.directory).st_ino != self._inode
-        except OSError:
-            return True
+        return inode(self.directory) != self._inode
 
     def _count(self) -> int:
         lines = os.pread(self.descriptor, 4096, 0).splitlines()

@@ -15,6 +15,7 @@ import select
 from contextlib import suppress
 
 from expedited.teardown.cgroup import Cgroup
+from expedited.teardown.files import inode
 from expedited.teardown.pidfd import Pidfd, highest_ahead
 from expedited.teardown.report import Fate
 
@@ -85,14 +86,6 @@ class Victim:
         return pidfd is None or pidfd.has_exited()
 
 
-def _inode(directory: str) -> int:
-    """What no other cgroup ever has; -1 where there is no such directory."""
-    try:
-        return os.stat(directory).st_ino
-    except OSError:
-        return -1
-
-
 def _resident_bytes(statm: str) -> int | None:
     """The second field of proc_pid_statm(5), in bytes; None where there is no such process."""
     try:
@@ -121,7 +114,7 @@ class Roster:
         self._by_descriptor: dict[int, Victim] = {}
         self._unwatched: list[Victim] = []  # whose exit nobody has had to wait for yet
         self._poller = select.poll()
-        self._inode = _inode(cgroup.procs_dir)
+        self._inode = inode(cgroup.procs_dir)
 
     def __len__(self) -> int:
         return len(self.living) + len(self.exited)
@@ -176,7 +169,7 @@ class Roster:
 
     def is_over(self) -> bool:
         """Whether the cgroup was removed; another of the same name, as of a container that was started again, is not this one."""
-        return _inode(self.cgroup.procs_dir) != self._inode
+        return inode(self.cgroup.procs_dir) != self._inode
 
     def muster(self) -> list[Victim]:
         """Take in who is new, and let go of those enrolled earlier who are members no more: they moved away, or died.
