@@ -6,6 +6,7 @@ that they are as they would be written now). The others are made when the site i
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from dataclasses import fields
@@ -40,17 +41,15 @@ _API_HEADS = {
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made here to those that lie in docs/."""
-    for name, page in (
-        ("api.md", api()),
-        ("troubleshooting.md", troubleshooting()),
-        ("kernel.md", kernel()),
-    ):
+    for name, page in (("api.md", api()), ("kernel.md", kernel())):
         files.append(File.generated(config, name, content=page))
     return files
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """A link into the checkout, to what has a page of its own in the site."""
+    """A link into the checkout, to what has a page of its own in the site; and what is made anew for each site."""
+    if page.file.src_uri == "troubleshooting.md":
+        markdown += findings()
     return markdown.replace("](../deploy/kernel/README.md", "](kernel.md")
 
 
@@ -67,14 +66,14 @@ def annotations() -> str:
             "",
             _MADE,
             "",
-            f"`{PREFIX}KEY` holds for the whole pod, `{PREFIX}KEY.NAME` for its container NAME and before the former. Without either",
-            "the default of the pod's namespace holds, else the node's ([configuration](configuration.md)).",
+            f"`{PREFIX}KEY` applies to the whole pod; `{PREFIX}KEY.NAME` applies to its container NAME and overrides the former. Without",
+            "either, the default of the pod's namespace applies, else the node's ([configuration](configuration.md)).",
             "",
-            'In the pod\'s template, quoted where YAML would make a boolean of it (`"off"`, `"on"`); or, where the agent may ask the API',
-            "server (`kubernetes.events` in the chart, and not for static pods), by `kubectl annotate` on a pod that runs.",
+            'They go into the pod\'s template, quoted where YAML would make a boolean of the value (`"off"`, `"on"`). On a running pod',
+            "`kubectl annotate` works too, if the agent may ask the API server (`kubernetes.events` in the chart) and the pod is not static.",
             "",
-            "What is not understood is said in one line of the agent's log, with the nearest name, and that pod is left alone",
-            "(mode off): a typing error is never the reason for a strike.",
+            "An annotation that is not understood is reported in one line of the agent's log, with the nearest name, and that pod is left",
+            "alone (mode off): a typing error is never the reason for a strike.",
             "",
             "| annotation | takes | default | what it does |",
             "|---|---|---|---|",
@@ -91,7 +90,7 @@ def configuration() -> str:
     rows = []
     for field in fields(AgentSettings):
         default = getattr(AgentSettings(), field.name)
-        shown = "[below](#a-policy)" if isinstance(default, Policy) else f"`{_written(default)}`"
+        shown = "[below](#a-policy)" if isinstance(default, Policy) else _default(field.name, default)
         key = field.name.replace("_", "-")
         rows.append(
             f"| `{key}`<br>`EXPEDITED_{field.name.upper()}` | {flags.get(field.name, '-')} | {_cell(ACCEPTED[field.name])}"
@@ -106,9 +105,12 @@ def configuration() -> str:
             "",
             _MADE,
             "",
-            "Flags of `expedited run` go before variables, those before the file (`--config`, `EXPEDITED_CONFIG`, else",
-            "/etc/expedited/config.yaml if it is there), that before the defaults. An unknown key is an error that names the",
+            "Flags of `expedited run` override environment variables, which override the file (`--config`, `EXPEDITED_CONFIG`, else",
+            "/etc/expedited/config.yaml if it is there), which overrides the defaults. An unknown key is an error that names the",
             "nearest one; nothing is started then.",
+            "",
+            "In variables, `EXPEDITED_STATE_ROOTS` is a list with commas, and `EXPEDITED_POLICY` and `EXPEDITED_NAMESPACES` are JSON:",
+            '`{"batch": {"page-cache": "drop"}}`.',
             "",
             "| key, variable | flag | takes | default | what it is |",
             "|---|---|---|---|---|",
@@ -172,7 +174,7 @@ def commands() -> str:
                 continue
             names = parameter.opts if parameter.param_type_name == "option" else [parameter.name.upper()]
             said = parameter.default not in (None, False, ())
-            default = f"`{_written(parameter.default)}`" if said else ""
+            default = _default(parameter.name or "", parameter.default) if said else ""
             rows.append((", ".join(f"`{name}`" for name in names), default, _cell(parameter.help or "")))
         if any(default for _, default, _ in rows):
             lines += ["| option | default | what it does |", "|---|---|---|"]
@@ -213,13 +215,13 @@ def api() -> str:
     return "\n".join([*lines, ""])
 
 
-def troubleshooting() -> str:
+def findings() -> str:
     """What `expedited doctor` looks at: what it costs where it is missing, and how to get it."""
     lines = [
-        "# Troubleshooting",
         "",
-        "`expedited doctor` looks at everything that the main job needs; on Kubernetes, `kubectl expedited doctor`, for all nodes. Exit",
-        "code 1: kills can't be caught or reaped there. Each of its lines is one of these.",
+        "## What doctor looks at",
+        "",
+        "As found on the machine that built this page: a line may be missing where a feature is, and numbers are that machine's.",
         "",
     ]
     area = None
@@ -227,44 +229,28 @@ def troubleshooting() -> str:
         if finding.area is not area:
             area = finding.area
             lines += [
-                f"\n## {area.value[0].upper()}{area.value[1:]}\n",
+                f"\n### {area.value[0].upper()}{area.value[1:]}\n",
                 "| what | without it | how to get it |",
                 "|---|---|---|",
             ]
         lines.append(f"| {_cell(finding.name)} | {_cell(finding.costs)} | {_cell(finding.remedy)} |")
-    return "\n".join([*lines, "", _STORIES])
+    return "\n".join([*lines, ""])
 
 
 def kernel() -> str:
     """What lies beside the patches; its links into the checkout as plain names, and a | in code as Python's Markdown has it."""
-    text = re.sub(r"\[([^]]+)\]\((?!\w+:)[^)]+\)", r"`deploy/kernel/\1`", _KERNEL.read_text())
+
+    def plain(link: re.Match[str]) -> str:
+        return f"`{os.path.normpath(f'deploy/kernel/{link[1]}')}`"
+
+    text = re.sub(r"\[[^]]+\]\((?!\w+:)([^)#]+)[^)]*\)", plain, _KERNEL.read_text())
     return re.sub(r"`[^`\n]+`", lambda code: code[0].replace("\\|", "|"), text)
-
-
-_STORIES = """\
-## One stop
-
-`expedited stops --steps` (or `kubectl expedited why POD`) tells a stop's story in time order: when the kill was seen, who was
-struck, who lost the race, when the memory was back, when the cgroup was empty.
-
-- **No line for a stop**: the container ended by itself, or so soon after its SIGTERM that it needed no help. Or it was not gated:
-  `expedited status` says how many are, `expedited doctor` why not.
-- **`exited`**: it obeyed its SIGTERM; nobody was signalled, and its times count from when it was seen to end.
-- **`observed`**, **`watched`**: a kill, or an end within the grace period, that was measured and left alone (mode observe, and
-  one half of the containers in mode compare).
-- **`skipped`**: less anonymous memory than `min-size`, or the runtime's own SIGKILL did not come; the reason stands with it. In mode
-  off there is no line.
-- **`failed`**: it could not be struck (the reason stands with it), and the runtime's own kill did the work.
-- **`deadline`**: something in the cgroup did not die, mostly in uninterruptible sleep (a stuck disk or NFS server); the
-  runtime's own kill waits for it as well.
-- **Pod left alone**: an annotation was not understood; the agent's log has the line.
-"""
 
 
 def _term(name: str) -> str:
     """What a term of a policy takes, its default and its meaning, as cells."""
     term = TERMS[name]
-    return f"{_cell(term.accepted)} | `{_written(getattr(Policy(), term.field))}` | {_cell(term.meaning)}"
+    return f"{_cell(term.accepted)} | {_default(term.field, getattr(Policy(), term.field))} | {_cell(term.meaning)}"
 
 
 def _attributes(kind: type) -> dict[str, str]:
@@ -274,14 +260,21 @@ def _attributes(kind: type) -> dict[str, str]:
     return {name: _cell(" ".join(words.replace("``", "`").split())) for name, words in found}
 
 
-def _written(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (tuple, list)):
-        return ", ".join(value)
+def _default(name: str, value: Any) -> str:
+    """A default as one would write it, by the unit in the setting's name; empty where there is none."""
     if value in ("", {}):
-        return "nothing"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        return ""
+    if isinstance(value, bool):
+        written = ("off", "on")[value] if name in Policy.__dataclass_fields__ else ("false", "true")[value]
+    elif name.endswith("_bytes"):
+        written = f"{value >> 20}Mi"
+    elif name.endswith("_seconds"):
+        written = f"{value:g}s" if value >= 1 else f"{1000 * value:g}ms"
+    elif isinstance(value, (tuple, list)):
+        written = ", ".join(value)
+    else:
+        written = f"{value:g}" if isinstance(value, float) else str(value)
+    return f"`{written}`"
 
 
 def _cell(text: str) -> str:

@@ -71,7 +71,7 @@ TERMS: Mapping[str, Term] = {
     "mode": _choice(
         "mode",
         Mode,
-        "Strike; observe (measure how it goes without, change nothing); compare (strike one half of the containers); or leave alone.",
+        "Strike; observe (measure, and kill and free nothing); compare (strike one half of the containers, observe the other); or leave alone.",
     ),
     "page-cache": _choice(
         "page_cache",
@@ -80,7 +80,11 @@ TERMS: Mapping[str, Term] = {
         "the container restarts in place.",
     ),
     "boost": Term(
-        "boost", _switch, "on or off", "Whether the dying may be put before all others on the CPUs.", ("on", "off")
+        "boost",
+        _switch,
+        "on or off",
+        "Whether dying processes are scheduled ahead of all other work (real-time priority; quota, weight, CPU set lifted).",
+        ("on", "off"),
     ),
     "min-size": Term(
         "min_size_bytes", parse_size, SIZE_ACCEPTED, "A container with less anonymous memory is not struck."
@@ -88,13 +92,14 @@ TERMS: Mapping[str, Term] = {
     "order": _choice(
         "order",
         Order,
-        "Who signals first: `lead` we, `follow` the runtime; `auto` by the container's shape, and whether there is a CPU to be had.",
+        "Who sends SIGKILL first: `lead` the agent, `follow` the runtime; `auto` decides by the container's processes, and by whether a CPU "
+        "is idle.",
     ),
     "deadline": Term(
         "deadline_seconds",
         _deadline,
         f"{SECONDS_ACCEPTED}, up to an hour",
-        "After this long a strike reports what it reached and lets go.",
+        "After this long a strike stops, and reports what it achieved.",
     ),
 }
 

@@ -42,7 +42,7 @@ class AgentSettings:
         keep_striker: Leave the striker running when the agent is stopped; in a pod it ends with the container all the same.
         kubernetes: ``auto``: talk to the API server of the cluster that this is a pod of, if it is one; ``off``; or the
             path of a kubeconfig.
-        node_name: This node's name in Kubernetes; empty: the host's.
+        node_name: This node's name in Kubernetes; empty: the variable NODE_NAME, else the host's.
         event_min_size_bytes: A stop that gave back less makes no Event.
         node_condition: Whether to set a condition on the node while kills can't be caught there.
         log_level: debug, info, warning or error.

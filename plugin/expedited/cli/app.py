@@ -26,12 +26,12 @@ app.add_typer(bench, name="bench")
 
 _Config = Annotated[
     Path | None,
-    typer.Option("--config", help="YAML file; if not said, /etc/expedited/config.yaml where that is there."),
+    typer.Option("--config", help="YAML file (default: /etc/expedited/config.yaml, if there is one)."),
 ]
 _RunDir = Annotated[str | None, typer.Option(help="Where the agent's sockets are.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _PageCache = Annotated[str | None, typer.Option(help="auto, drop or keep.")]
-_Boost = Annotated[str | None, typer.Option(help="on or off: put the dying before all others on the CPUs.")]
+_Boost = Annotated[str | None, typer.Option(help="on or off: schedule dying processes ahead of all other work.")]
 _Deadline = Annotated[str | None, typer.Option(help="How long a strike may last, such as 30s.")]
 
 
@@ -43,7 +43,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -65,7 +67,8 @@ def run(
     order: Annotated[str | None, typer.Option(help="auto, lead or follow.")] = None,
     deadline: _Deadline = None,
     state_root: Annotated[
-        list[str] | None, typer.Option(help="Runtime's state directory to gate; again for more; * for a namespace.")
+        list[str] | None,
+        typer.Option(help="Runtime's state directory to gate; repeat for more; * stands for one level."),
     ] = None,
     nri_socket: Annotated[str | None, typer.Option(help="The runtime's NRI socket; '' for none.")] = None,
     containerd_socket: Annotated[str | None, typer.Option(help="containerd's gRPC socket; '' for none.")] = None,
@@ -83,7 +86,7 @@ def run(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(help="auto, console or json.")] = None,
 ) -> None:
-    """Be the node agent: catch kills, strike, report. Flags go before EXPEDITED_... variables, those before the file."""
+    """Be the node agent: catch kills, strike, report. Flags override EXPEDITED_... variables, which override the file."""
     from expedited.cli.run import become_agent
 
     policy = {"mode": mode, "page-cache": page_cache, "boost": boost, "min-size": min_size, "order": order}
@@ -112,7 +115,10 @@ def run(
 @app.command()
 def kill(
     container: Annotated[str | None, typer.Argument(help="A container's id, or the beginning of it.")] = None,
-    cgroup: Annotated[str | None, typer.Option(help="A cgroup instead: its directory, or its path.")] = None,
+    cgroup: Annotated[
+        str | None,
+        typer.Option(help="A cgroup instead: its directory, or its path. As root, this works without an agent, too."),
+    ] = None,
     pod: Annotated[str | None, typer.Option(help="A pod instead: its uid, or NAMESPACE/NAME.")] = None,
     page_cache: _PageCache = None,
     boost: _Boost = None,
@@ -121,7 +127,7 @@ def kill(
     run_dir: _RunDir = None,
     json: _Json = False,
 ) -> None:
-    """Kill a container, a cgroup or a pod now, with no grace, and say what came of it."""
+    """Kill a container, a cgroup or a pod now, with no grace, and say what came of it. Overrides mode and min-size, annotations too."""
     from expedited.cli.kill import kill as do
 
     settings = _settings(config, **{"run-dir": run_dir})
@@ -141,9 +147,16 @@ def kill(
 
 @app.command()
 def stops(
-    container: Annotated[str | None, typer.Argument(help="Only of ids or names that begin so.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="And each one as it ends.")] = False,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="The newest so many; 0: all remembered.")] = 20,
+    container: Annotated[
+        str | None,
+        typer.Argument(help="Only stops whose container id or name, pod name or NAMESPACE/POD starts with this."),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Keep running, and print each stop as it ends.")
+    ] = False,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=0, help="How many of the newest stops; 0: all that are remembered.")
+    ] = 20,
     steps: Annotated[bool, typer.Option("--steps", help="With the story of each, in time order.")] = False,
     config: _Config = None,
     run_dir: _RunDir = None,
@@ -158,7 +171,7 @@ def stops(
 
 @app.command()
 def top(
-    once: Annotated[bool, typer.Option("--once", help="Print it once, and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print it once and exit.")] = False,
     every: Annotated[float, typer.Option(min=0.2, max=60.0, help="Seconds between looks.")] = 1.0,
     config: _Config = None,
     run_dir: _RunDir = None,
@@ -200,9 +213,11 @@ def install(
     host: Annotated[
         bool, typer.Option("--host", help="Put the agent onto this node, which has no Kubernetes.")
     ] = False,
-    remove: Annotated[bool, typer.Option("--remove", help="Take it back, without a trace.")] = False,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Take back what was installed; files changed since are left, and named.")
+    ] = False,
     start_by: Annotated[
-        str | None, typer.Option(help="systemd, or nri: the runtime itself; if not said, systemd where it runs.")
+        str | None, typer.Option(help="systemd, or nri: the runtime itself (default: systemd where it runs, else nri).")
     ] = None,
     root: Annotated[Path, typer.Option(help="The node's root directory, to prepare an image; starts nothing.")] = Path(
         "/"
@@ -216,9 +231,11 @@ def install(
 
 @app.command()
 def demo(
-    pairs: Annotated[int, typer.Option(help="Stops of each kind in each scenario.")] = 5,
+    pairs: Annotated[
+        int, typer.Option(help="Pairs of stops in each scenario; three times as many in idle and tree.")
+    ] = 5,
     scenario: Annotated[
-        list[str] | None, typer.Option(help="Only this one; again for more. graceful is shown on demand only.")
+        list[str] | None, typer.Option(help="Only this one; repeat for more. graceful is shown on demand only.")
     ] = None,
     workload: Annotated[
         str | None, typer.Option(help="A real server to stop in the end: redis or stress-ng; '' for none.")

@@ -40,10 +40,10 @@ _Node = Annotated[str, typer.Option("--node", help="Only this node's agent.")]
 _Out = Annotated[_Output, typer.Option("--output", "-o", parser=_output, metavar="table|json", help="How to print.")]
 _Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="The pods' namespace.")]
 _AgentsIn = Annotated[
-    str, typer.Option("--agent-namespace", help="Where the agents are; if not said, they are found by their label.")
+    str, typer.Option("--agent-namespace", help="The agents' namespace (default: they are found by their label).")
 ]
-_Context = Annotated[str, typer.Option("--context", help="Of the kubeconfig.")]
-_Kubeconfig = Annotated[str, typer.Option("--kubeconfig", help="File to use.")]
+_Context = Annotated[str, typer.Option("--context", help="Context of the kubeconfig to use.")]
+_Kubeconfig = Annotated[str, typer.Option("--kubeconfig", help="The kubeconfig to use.")]
 _Timeout = Annotated[float, typer.Option("--timeout", min=1.0, help="Seconds to wait for a node.")]
 
 
@@ -55,7 +55,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -85,8 +87,12 @@ def top(
 
 @app.command()
 def stops(
-    pod: Annotated[str, typer.Argument(help="Only of pods whose name begins so, or NAMESPACE/NAME.")] = "",
-    limit: Annotated[int, typer.Option("--limit", min=0, help="The newest so many; 0: all remembered.")] = 20,
+    pod: Annotated[
+        str, typer.Argument(help="Only stops of pods whose name, or NAMESPACE/NAME, starts with this.")
+    ] = "",
+    limit: Annotated[
+        int, typer.Option("--limit", min=0, help="How many of the newest stops; 0: all that are remembered.")
+    ] = 20,
     node: _Node = "",
     namespace: _Namespace = None,
     output: _Out = _Output.TABLE,
@@ -134,7 +140,7 @@ def doctor(
 @app.command()
 def why(
     pod: Annotated[str, typer.Argument(help="A pod, there or gone: NAME or NAMESPACE/NAME.")],
-    limit: Annotated[int, typer.Option("--limit", min=1, help="The newest so many stops of it.")] = 3,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many of its newest stops.")] = 3,
     node: _Node = "",
     namespace: _Namespace = None,
     output: _Out = _Output.TABLE,

@@ -16,15 +16,17 @@ The agent answers Prometheus at `metrics-address` (`127.0.0.1:9788`, or the pod'
 `kubectl expedited stops` tell of single stops.
 
 With the Prometheus operator: `podMonitor.enabled=true` and `prometheusRule.enabled=true` (Helm), each with the labels that the operator
-selects by (`podMonitor.labels.release=prometheus`, say); by kustomize deploy/manifests/pod-monitor. Without it: a scrape job for pods,
-called `expedited`, at the container port `metrics` (9788), with `__meta_kubernetes_pod_node_name` as `instance`; a job that goes by pods'
-annotations has them by `podAnnotations` (`prometheus.io/scrape: "true"`, `prometheus.io/port: "9788"`). The agent listens at the pod's
-address alone, so `kubectl port-forward` is refused; `kubectl get --raw /api/v1/namespaces/expedited/pods/POD:9788/proxy/metrics` shows them.
+selects by (`podMonitor.labels.release=prometheus`, say); by kustomize deploy/manifests/pod-monitor. Without the operator, add a scrape job
+named `expedited` that discovers pods, keeps the container port named `metrics` (9788) and sets the label `instance` from
+`__meta_kubernetes_pod_node_name`. If your Prometheus discovers targets by annotations, set the chart's `podAnnotations` to
+`prometheus.io/scrape: "true"` and `prometheus.io/port: "9788"`. The agent listens at the pod's address alone, so `kubectl port-forward` is refused; `kubectl get --raw /api/v1/namespaces/expedited/pods/POD:9788/proxy/metrics` shows them.
 
 `deploy/prometheus/rules.yaml` has recording rules and alerts, `deploy/grafana/expedited.json` a dashboard. The alert
-ExpeditedAgentMissing needs kube-state-metrics, ExpeditedAgentNotScraped a job that has `expedited` in its name.
+ExpeditedAgentMissing needs kube-state-metrics, ExpeditedAgentNotScraped a job that has `expedited` in its name. What each alert means:
+[troubleshooting](troubleshooting.md#alerts).
 
-Events have the reasons `MemoryReturned` and `MemoryReturnSlow`: `kubectl get events -A --field-selector reason=MemoryReturned`. With
+Events have the reasons `MemoryReturned` (at least `event-min-size` came back) and `MemoryReturnSlow` (a container that held that much was
+not gone by the strike's deadline): `kubectl get events -A --field-selector reason=MemoryReturned`. With
 `kubernetes.nodeCondition` (Helm) a node where kills can't be caught has the condition `MemoryReturnUnavailable`.
 
 | metric | kind | labels | what it says |

@@ -118,7 +118,7 @@ TABLE: tuple[Metric, ...] = (
     Metric(
         "expedited_page_cache_dropped_bytes_total",
         Kind.COUNTER,
-        "Page cache of those who went for good that was given back, out of a container's cgroup or a whole pod's.",
+        'Page cache that was given back when a container (`of="container"`) or a whole pod (`of="pod"`) ended for good.',
         (Label("of", ("container", "pod")),),
         seen_from_start=(("container",), ("pod",)),
     ),
@@ -130,7 +130,7 @@ TABLE: tuple[Metric, ...] = (
     Metric(
         "expedited_boosts_total",
         Kind.COUNTER,
-        "Stops for which a limit on the dying was lifted, by what it was; see the concept of the boost.",
+        "Stops for which a limit on the dying processes was lifted, by limit; see the concept of the boost.",
         (_LEVER,),
         seen_from_start=tuple((lever,) for lever in _LEVER.values),
     ),
@@ -150,7 +150,7 @@ TABLE: tuple[Metric, ...] = (
     Metric(
         "expedited_source_lost_total",
         Kind.COUNTER,
-        "Times that the kernel dropped what it had to tell of, as it came faster than it was read: kills among that were not seen.",
+        "Times that the kernel dropped process events because they came faster than they were read; kills among them were not seen.",
     ),
     Metric("expedited_containers", Kind.GAUGE, "Containers that are known, sandboxes too."),
     Metric("expedited_gated_containers", Kind.GAUGE, "Containers whose kill passes the gate."),
