@@ -27,11 +27,11 @@ from pydantic_settings import (
 from expedited.annotations import TERMS, nearest
 from expedited.config_file import read_file
 from expedited.errors import UsageError
-from expedited.quantity import SIZE_ACCEPTED, parse_seconds, parse_size
+from expedited.quantity import SIZE_ACCEPTED, parse_address, parse_seconds, parse_size
 from expedited.settings import AgentSettings
 from expedited.teardown.policy import Policy
 
-__all__ = ["ACCEPTED", "DEFAULT_FILE", "load"]
+__all__ = ["ACCEPTED", "DEFAULT_FILE", "file_in_use", "load", "variables_in_use"]
 
 #: Read where no other is named; it need not exist.
 DEFAULT_FILE = Path("/etc/expedited/config.yaml")
@@ -89,9 +89,7 @@ def _listed(value: object) -> object:
 
 def _address(value: str) -> str:
     if value:
-        port = int(value.rpartition(":")[2])
-        if not 0 <= port <= 65535:
-            raise ValueError(port)
+        parse_address(value)
     return value
 
 
@@ -133,9 +131,7 @@ class _Model(BaseSettings):
     nri_socket: _Socket = _DEFAULTS.nri_socket
     containerd_socket: _Socket = _DEFAULTS.containerd_socket
     cri_namespace: Annotated[str, Field(min_length=1)] = _DEFAULTS.cri_namespace
-    metrics_address: Annotated[str, Field(pattern=r"^(\S*:\d{1,5})?$"), AfterValidator(_address)] = (
-        _DEFAULTS.metrics_address
-    )
+    metrics_address: Annotated[str, AfterValidator(_address)] = _DEFAULTS.metrics_address
     policy: _PolicyModel = Field(default_factory=_PolicyModel)
     namespaces: dict[str, _PolicyModel] = Field(default_factory=dict)
     source: Literal["auto", "gate", "observe"] = "auto"
@@ -179,7 +175,7 @@ def load(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -
     Raises:
         UsageError: a key or a value is wrong, or the file that was named can't be read.
     """
-    named = path or (Path(os.environ[_ENV_FILE]) if os.environ.get(_ENV_FILE) else None)
+    named = _named(path)
     origin = named or DEFAULT_FILE
     file = _spelled(read_file(origin), str(origin)) if named or _is_there(origin) else {}
     flags = _spelled(_said(overrides or {}), "flags")
@@ -203,6 +199,21 @@ def load(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -
         first = problem.errors(include_url=False)[0]
         keys = [part for part in first["loc"] if isinstance(part, str)]
         raise UsageError(_wrong_value(keys, first["input"], origin, flags)) from problem
+
+
+def file_in_use(path: Path | None) -> Path:
+    """The configuration file that :func:`load` reads with this ``path``, if it is there."""
+    return _named(path) or DEFAULT_FILE
+
+
+def variables_in_use() -> list[str]:
+    """The environment's variables that are meant for the agent, but for the one that names the file."""
+    ours = (name for name in os.environ if name.upper().startswith(_ENV))
+    return [name for name in ours if name.upper() != _ENV_FILE and not _ENV_OF_SERVICES.fullmatch(name.upper())]
+
+
+def _named(path: Path | None) -> Path | None:
+    return path or (Path(os.environ[_ENV_FILE]) if os.environ.get(_ENV_FILE) else None)
 
 
 def _is_there(path: Path) -> bool:
@@ -262,10 +273,8 @@ def _keys(data: Mapping[str, Any], known: list[str], where: str, prefix: str) ->
 
 def _refuse_unknown_variables() -> None:
     known = {f"{_ENV}{name.upper()}": name for name in _Model.model_fields}
-    for variable in os.environ:
+    for variable in variables_in_use():
         name = variable.upper()
-        if not name.startswith(_ENV) or name == _ENV_FILE or _ENV_OF_SERVICES.fullmatch(name):
-            continue
         outer, levels, _ = name.partition("__")
         if outer not in known or (levels and known[outer] not in ("policy", "namespaces")):
             raise UsageError(f"environment: there is no variable {variable}{nearest(name, known)}")

@@ -1,4 +1,4 @@
-"""Sizes and times as people write them: ``64Mi``, ``1.5G``, ``30s``, ``2m``."""
+"""Sizes, times and addresses as people write them: ``64Mi``, ``1.5G``, ``30s``, ``2m``, ``127.0.0.1:9788``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ import math
 import re
 from fractions import Fraction
 
-__all__ = ["SECONDS_ACCEPTED", "SIZE_ACCEPTED", "format_seconds", "format_size", "parse_seconds", "parse_size"]
+__all__ = [
+    "SECONDS_ACCEPTED",
+    "SIZE_ACCEPTED",
+    "format_seconds",
+    "format_size",
+    "parse_address",
+    "parse_seconds",
+    "parse_size",
+]
 
 #: What to write, for messages.
 SIZE_ACCEPTED = "a size such as 512Ki, 64Mi or 1G"
@@ -67,3 +75,18 @@ def format_seconds(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     return f"{seconds:.3f} s" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Host and port of ``HOST:PORT``; an IPv6 address stands in brackets.
+
+    Raises:
+        ValueError: it is no such thing, or the port is none that can be asked for.
+    """
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or any(letter.isspace() for letter in host) or not (port.isascii() and port.isdigit()):
+        raise ValueError(f"{text!r} is not HOST:PORT")
+    if not 0 < int(port) < 65536:
+        raise ValueError(f"{port} is no port")
+    return host, int(port)

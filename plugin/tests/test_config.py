@@ -167,6 +167,8 @@ def test_what_is_empty_says_nothing(write, text: str) -> None:  # type: ignore[n
         ("nri-socket: nri.sock", "nri-socket takes an absolute path, or nothing for no NRI, not 'nri.sock'"),
         ("metrics-address: 9788", "metrics-address takes HOST:PORT, or nothing for no metrics, not '9788'"),
         ("metrics-address: h:99999", "metrics-address takes HOST:PORT, or nothing for no metrics, not 'h:99999'"),
+        ("metrics-address: h:0", "metrics-address takes HOST:PORT, or nothing for no metrics, not 'h:0'"),
+        ('metrics-address: ":9788"', "metrics-address takes HOST:PORT, or nothing for no metrics, not ':9788'"),
         ("budget-seconds: 5s", "budget-seconds takes a time such as 50ms or 0.05, at most 1 s, not '5s'"),
         ("budget-seconds: -1", "budget-seconds takes a time such as 50ms or 0.05, at most 1 s, not '-1'"),
         ("source: tracefs", "source takes auto, gate or observe, not 'tracefs'"),

@@ -139,7 +139,7 @@ class Agent:
                 self._containerd = ContainerdClient(settings.containerd_socket, settings.cri_namespace)
                 stack.push_async_callback(self._containerd.close)
                 source = ContainerdSource(
-                    self._containerd, self._inventory, gate=self._gate_before_start, listed=self._looked.set
+                    self._containerd, self._inventory, gate=self._gate_before_start, told_all=self._looked.set
                 )
                 self._listed = source.listed
                 others.append(asyncio.create_task(source.run()))

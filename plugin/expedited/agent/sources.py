@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import structlog
 
@@ -163,7 +164,7 @@ class ContainerdSource:
         client: The connection; closed by whoever made it.
         inventory: Where to.
         gate: Awaited for each container that starts.
-        listed: Called whenever all containers were listed.
+        told_all: Called whenever all containers were listed.
 
     Attributes:
         listed: Set once all containers, also those that have ended, were listed for the first time.
@@ -175,10 +176,10 @@ class ContainerdSource:
         inventory: Inventory,
         *,
         gate: Callable[[str], Awaitable[None]],
-        listed: Callable[[], None],
+        told_all: Callable[[], None],
     ) -> None:
         self.listed = asyncio.Event()
-        self._told_all = listed
+        self._told_all = told_all
         self._asking: asyncio.Task[None] | None = None
         self._states_known = True
         self._client = client
@@ -248,25 +249,14 @@ class ContainerdSource:
     async def _take(self, event: Event) -> None:
         match event:
             case ContainerCreate():
-                try:
-                    container = await self._client.container(event.container_id, event.namespace)
-                except NotFoundError:
-                    return  # gone by now
                 # Its policy is known before it runs; what it does by now, others may know better
-                self._inventory.saw(Source.CONTAINERD, replace(container.sighting(), state=State.UNKNOWN))
+                await self._look_up(event, state=State.UNKNOWN)
             case TaskStart():
                 await self._gate(event.container_id)
                 known = self._inventory.get(event.container_id)
                 if known is not None and known.seen.state is State.RUNNING and known.seen.pid == event.pid:
                     return  # NRI was here before
-                try:
-                    container = await self._client.container(event.container_id, event.namespace)
-                except NotFoundError:
-                    return  # gone by now
-                sighting = container.sighting()
-                self._inventory.saw(Source.CONTAINERD, sighting)
-                running = Sighting(event.container_id, pid=event.pid, state=State.RUNNING)
-                self._inventory.saw(Source.CONTAINERD, running)
+                await self._look_up(event, state=State.RUNNING, pid=event.pid)
             case TaskExit() if event.is_init:
                 self._inventory.exited(Source.CONTAINERD, event.container_id)
             case TaskPaused():
@@ -279,6 +269,14 @@ class ContainerdSource:
                 self._inventory.forget(event.container_id)
             case _:
                 pass
+
+    async def _look_up(self, event: ContainerCreate | TaskStart, **more: Any) -> None:
+        """What its record says goes into the inventory, and what the event says beside it."""
+        try:
+            container = await self._client.container(event.container_id, event.namespace)
+        except NotFoundError:
+            return  # gone by now
+        self._inventory.saw(Source.CONTAINERD, replace(container.sighting(), **more))
 
     def _became(self, container_id: str, state: State) -> None:
         """Its init is the one that it had, and was frozen or thawed."""

@@ -11,9 +11,8 @@ import asyncio
 import contextlib
 import itertools
 import json
-import os
-import select
 import signal
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -27,6 +26,7 @@ from expedited.errors import AlreadySaid, ExpeditedError, UsageError
 from expedited.settings import STATE_ROOTS, AgentSettings
 from expedited.striker.link import StrikerLink, StrikerUnreachable, Unreadable
 from expedited.striker.status import StrikerStatus
+from expedited.teardown.pidfd import Pidfd
 from expedited.teardown.policy import Mode, Policy
 
 __all__ = ["StrikerKeeper"]
@@ -96,8 +96,9 @@ class StrikerKeeper:
         self._link: StrikerLink | None = None
         self._waiting: dict[int, asyncio.Future[_Message]] = {}
         self._lost = asyncio.Event()
-        self._process: asyncio.subprocess.Process | None = None
-        self._supervisor = -1  # a pidfd: its pid alone could be somebody else's by the time that it is to end
+        self._process: subprocess.Popen[bytes] | None = None
+        # By pid, which alone could be somebody else's by the time that it is to end: ours, and one that was there before
+        self._supervisors: dict[int, Pidfd] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until ``stop``; then the striker ends too, unless it is to be kept.
@@ -131,7 +132,7 @@ class StrikerKeeper:
             if not self.keep:
                 await self._end()
             self._hang_up()
-            self._let_go_of_supervisor()
+            self._supervisors.clear()
             self.state = "closed"
 
     def _not_caught(self, why: str) -> None:
@@ -197,7 +198,7 @@ class StrikerKeeper:
     # -- the link ------------------------------------------------------------------------------------------------------
 
     async def _connect(self) -> None:
-        link = self._dial() or await self._dial_until(_NEW_GATE_SECONDS, self._supervisor_ended) or await self._start()
+        link = self._dial() or await self._dial_until(_NEW_GATE_SECONDS, self._supervisors_ended) or await self._start()
         status = await self._take(link)
         other = {} if status.version == __version__ else {"found": status.version, "ours": __version__}
         differs = [] if other else _other_options(status, self._settings)
@@ -242,14 +243,15 @@ class StrikerKeeper:
             f"--log-format={settings.log_format}",
             *(f"--state-root={root}" for root in settings.state_roots),
         ]
-        self._process = process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
+        # Not asyncio's, which wants a thread for each: where none can be made it raises, and what it has started goes on
+        self._process = process = subprocess.Popen(  # noqa: ASYNC220
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
             start_new_session=True,  # a terminal's Ctrl-C is for the agent, which ends it in its own time
         )
         self._hold_supervisor(process.pid)
-        has_ended: Callable[[], bool] = lambda: process.returncode is not None  # noqa: E731
+        has_ended: Callable[[], bool] = lambda: process.poll() is not None  # noqa: E731
         link = await self._dial_until(_LATE_SECONDS, has_ended)
         if link is None and not has_ended():
             self._not_caught(f"the striker is not ready after {_LATE_SECONDS:g} s: it is waited for")
@@ -258,7 +260,7 @@ class StrikerKeeper:
             return link
         if process.returncode is None:
             process.kill()
-            await process.wait()
+            await readable(self._supervisors[process.pid].number, _END_SECONDS)
             raise ExpeditedError(f"the striker was not ready within {_START_SECONDS:g} s: see `expedited doctor`")
         if process.returncode < 0:
             raise ExpeditedError(f"the striker was ended by signal {-process.returncode} while it started")
@@ -286,20 +288,18 @@ class StrikerKeeper:
         self._hold_supervisor(self.supervisor_pid)
         return status
 
-    def _supervisor_ended(self) -> bool:
-        """While it lives it brings up another gate, and a second striker would only be in its way."""
-        return self._supervisor < 0 or bool(select.select([self._supervisor], [], [], 0)[0])
+    def _supervisors_ended(self) -> bool:
+        """While one lives it brings up another gate, and a second striker would only be in its way."""
+        if self._process is not None:
+            self._process.poll()  # ours to be waited for
+        self._supervisors = {pid: each for pid, each in self._supervisors.items() if not each.has_exited()}
+        return not self._supervisors
 
     def _hold_supervisor(self, pid: int) -> None:
-        self._let_go_of_supervisor()
-        if pid:  # else its version does not tell: it can't be ended from here, and says so to who would take its place
+        # 0: its version does not tell: it can't be ended from here, and says so to who would take its place
+        if pid and not (pid in self._supervisors and not self._supervisors[pid].has_exited()):
             with contextlib.suppress(ProcessLookupError):
-                self._supervisor = os.pidfd_open(pid)
-
-    def _let_go_of_supervisor(self) -> None:
-        if self._supervisor >= 0:
-            os.close(self._supervisor)
-            self._supervisor = -1
+                self._supervisors[pid] = Pidfd.open(pid)
 
     def _hang_up(self) -> None:
         if self._link is not None:
@@ -355,17 +355,14 @@ class StrikerKeeper:
 
     async def _end(self) -> None:
         """SIGTERM, which opens the gate and lets the strikes in progress end; SIGKILL when that takes too long."""
-        if self._supervisor < 0:
-            return
         for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._supervisor, number)
-            if await readable(self._supervisor, _END_SECONDS):
-                break
-        self._let_go_of_supervisor()
-        if self._process is not None:
-            await self._process.wait()
-            self._process = None
+            if self._supervisors_ended():
+                return
+            for each in self._supervisors.values():
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(each.number, number)
+            await asyncio.gather(*(readable(each.number, _END_SECONDS) for each in self._supervisors.values()))
+        self._supervisors_ended()
 
 
 def _cautious(policy: Policy) -> Policy:

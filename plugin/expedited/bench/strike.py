@@ -247,12 +247,10 @@ def _runtime_kills(
     for words in (("start", container_id), *(("kill", container_id, number) for number in signals)):
         subprocess.run(["runc", *words], executable="/bin/sh", cwd=root.parent, env=environment, check=True)
         time.sleep(_BETWEEN_SECONDS)  # as between a SIGTERM and the end of a grace, or a start and a stop
-    give_up_at = time.monotonic() + _REPORT_SECONDS
-    while (left := give_up_at - time.monotonic()) > 0:
-        message = link.receive(left)
-        if message and message["is"] == "report" and message["report"]["container_id"] == container_id:
-            return Report.from_json(message["report"])
-    raise ExpeditedError(f"no report of a kill of {victims.cgroup.path} within {_REPORT_SECONDS:g} s")
+    report = link.report_of(container_id, _REPORT_SECONDS)
+    if report is None:
+        raise ExpeditedError(f"no report of a kill of {victims.cgroup.path} within {_REPORT_SECONDS:g} s")
+    return report
 
 
 def _signalled_us(report: Report, processes: int) -> float:

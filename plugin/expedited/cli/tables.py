@@ -80,7 +80,7 @@ class StopLines:
 def _stop_row(stop: pb.Stop) -> tuple[str | Text, ...]:
     return (
         datetime.fromtimestamp(stop.started_at).strftime("%H:%M:%S"),
-        _label(stop.pod, stop.container_name, stop.container_id or stop.cgroup),
+        _label(stop.pod, stop.container_name, stop.container_id[:_SHORT_ID] or stop.cgroup),
         outcome_text(stop.outcome),
         format_size(stop.bytes_returned),
         format_seconds(_known(stop, "memory_back_seconds")),
@@ -109,7 +109,7 @@ def containers_table(containers: Iterable[pb.Container], title: str | None = Non
     table = _table(headings, ("memory", "files"), title)
     for each in sorted(containers, key=lambda known: -known.memory.anon_bytes):
         table.add_row(
-            _label(each.pod, each.name, each.id),
+            _label(each.pod, each.name, each.id[:_SHORT_ID]),
             each.id[:_SHORT_ID],
             _state(each),
             format_size(each.memory.anon_bytes),
@@ -137,7 +137,7 @@ def _table(headings: Iterable[str], right: Iterable[str], title: str | None) -> 
 
 def _label(pod: pb.Pod, name: str, otherwise: str) -> Text:
     where = f"{pod.namespace}/{pod.name}" if pod.name else ""
-    label = "/".join(part for part in (where, name) if part) or otherwise[:_SHORT_ID]
+    label = "/".join(part for part in (where, name) if part) or otherwise
     return Text(label, no_wrap=True, overflow="ellipsis")
 
 

@@ -6,7 +6,7 @@ And containerd loses one now and then (containerd issues 13814, 13849), so a lis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
@@ -29,24 +29,26 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class TaskStart:
-    """A container's init runs; ``pid`` is the host's."""
-
+class _OfContainer:
     namespace: str
     container_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStart(_OfContainer):
+    """A container's init runs; ``pid`` is the host's."""
+
     pid: int
 
 
 @dataclass(frozen=True, slots=True)
-class TaskExit:
+class TaskExit(_OfContainer):
     """A process of a container was reaped.
 
     Attributes:
         process_id: The container's own id for its init, else the id of what was exec'd into it.
     """
 
-    namespace: str
-    container_id: str
     process_id: str
 
     @property
@@ -56,43 +58,28 @@ class TaskExit:
 
 
 @dataclass(frozen=True, slots=True)
-class TaskPaused:
+class TaskPaused(_OfContainer):
     """All of a container is frozen."""
 
-    namespace: str
-    container_id: str
-
 
 @dataclass(frozen=True, slots=True)
-class TaskResumed:
+class TaskResumed(_OfContainer):
     """A container that was frozen runs again."""
 
-    namespace: str
-    container_id: str
-
 
 @dataclass(frozen=True, slots=True)
-class TaskDelete:
+class TaskDelete(_OfContainer):
     """The running side of a container was cleared away; its record stays. Not told of what was exec'd into it."""
 
-    namespace: str
-    container_id: str
-
 
 @dataclass(frozen=True, slots=True)
-class ContainerCreate:
+class ContainerCreate(_OfContainer):
     """A container has a record, and no process yet."""
 
-    namespace: str
-    container_id: str
-
 
 @dataclass(frozen=True, slots=True)
-class ContainerDelete:
+class ContainerDelete(_OfContainer):
     """A container's record was removed: it will not start again."""
-
-    namespace: str
-    container_id: str
 
 
 Event = TaskStart | TaskExit | TaskPaused | TaskResumed | TaskDelete | ContainerCreate | ContainerDelete
@@ -131,27 +118,21 @@ def _removed(namespace: str, value: bytes) -> Event:
     return ContainerDelete(namespace, container_pb2.ContainerDelete.FromString(value).id)
 
 
-# By type: containerd's type_url is the bare name of the message, with nothing before it (containerd/typeurl).
-_DECODERS: Mapping[str, Callable[[str, bytes], Event | None]] = {
-    "containerd.events.TaskStart": _start,
-    "containerd.events.TaskExit": _exit,
-    "containerd.events.TaskPaused": _paused,
-    "containerd.events.TaskResumed": _resumed,
-    "containerd.events.TaskDelete": _delete,
-    "containerd.events.ContainerCreate": _created,
-    "containerd.events.ContainerDelete": _removed,
-}
-
-#: The topics on which these come (containerd core/runtime/events.go).
-TOPICS = (
-    "/tasks/start",
-    "/tasks/exit",
-    "/tasks/paused",
-    "/tasks/resumed",
-    "/tasks/delete",
-    "/containers/create",
-    "/containers/delete",
+# The topic on which it comes (containerd core/runtime/events.go), its type, and who reads it. containerd's type_url is the bare name of
+# the message, with nothing before it (containerd/typeurl).
+_KINDS: tuple[tuple[str, str, Callable[[str, bytes], Event | None]], ...] = (
+    ("/tasks/start", "containerd.events.TaskStart", _start),
+    ("/tasks/exit", "containerd.events.TaskExit", _exit),
+    ("/tasks/paused", "containerd.events.TaskPaused", _paused),
+    ("/tasks/resumed", "containerd.events.TaskResumed", _resumed),
+    ("/tasks/delete", "containerd.events.TaskDelete", _delete),
+    ("/containers/create", "containerd.events.ContainerCreate", _created),
+    ("/containers/delete", "containerd.events.ContainerDelete", _removed),
 )
+_DECODERS = {type_url: decoder for _, type_url, decoder in _KINDS}
+
+#: What to subscribe to.
+TOPICS = tuple(topic for topic, _, _ in _KINDS)
 
 
 def decode(envelope: event_pb2.Envelope) -> Event | None:

@@ -19,6 +19,7 @@ from types import TracebackType
 from expedited.demo import leftovers
 from expedited.demo.cri import CriClient, CriError
 from expedited.demo.runtime import RuntimeBinaries, find_runtime
+from expedited.doctor.capabilities import effective
 from expedited.errors import ExpeditedError
 
 __all__ = ["CRI_NAMESPACE", "PAUSE_IMAGE", "PrivateContainerd"]
@@ -206,13 +207,6 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _has_capability(number: int) -> bool:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> number & 1)
-    return False
-
-
 def _snapshotter(root: Path) -> str:
     """Overlayfs if it can be mounted here (it can't on another overlayfs), else native."""
     remembered = root / "snapshotter"
@@ -236,7 +230,7 @@ def _configuration(daemon: PrivateContainerd) -> str:
     modern = daemon.binaries.version >= (2, 0)
     cri = "io.containerd.cri.v1.runtime" if modern else "io.containerd.grpc.v1.cri"
     snapshotter = _snapshotter(root)
-    restrict = "false" if _has_capability(_CAP_SYS_RESOURCE) else "true"
+    restrict = "false" if effective() >> _CAP_SYS_RESOURCE & 1 else "true"
     lines = [
         f"version = {3 if modern else 2}",
         f'root = "{root}/root"',

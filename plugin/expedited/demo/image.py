@@ -22,7 +22,15 @@ from expedited.demo.cache import built_once, content_key
 from expedited.demo.daemon import CRI_NAMESPACE, PAUSE_IMAGE, PrivateContainerd
 from expedited.errors import ExpeditedError
 
-__all__ = ["HOG_IMAGE", "build_image", "image_from_debian", "import_image", "import_workloads", "workload_binary"]
+__all__ = [
+    "HOG_IMAGE",
+    "build_image",
+    "image_from_debian",
+    "import_image",
+    "import_workloads",
+    "program_file",
+    "workload_binary",
+]
 
 #: The image of hog.c; its command is ``/hog``.
 HOG_IMAGE = "expedited.local/hog:1"

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from expedited.teardown.files import try_write
 from expedited.teardown.hierarchies import hierarchies
 
 __all__ = [
@@ -177,20 +178,14 @@ def remove_cgroups(cgroup: str, *, timeout_seconds: float = 15.0) -> None:
     while directories := cgroup_directories(cgroup):
         for directory in directories:
             for name, value in (
-                ("cpu.cfs_quota_us", "-1"),
-                ("cpu.shares", "1024"),
-                ("cpu.max", "max"),
-                ("cpu.weight", "100"),
-                ("freezer.state", "THAWED"),
-                ("cgroup.freeze", "0"),
+                ("cpu.cfs_quota_us", b"-1"),
+                ("cpu.shares", b"1024"),
+                ("cpu.max", b"max"),
+                ("cpu.weight", b"100"),
+                ("freezer.state", b"THAWED"),
+                ("cgroup.freeze", b"0"),
             ):
-                with suppress(OSError):
-                    # Not write_text(): that would ask for O_CREAT, which cgroupfs refuses
-                    handle = os.open(directory / name, os.O_WRONLY)
-                    try:
-                        os.write(handle, value.encode())
-                    finally:
-                        os.close(handle)
+                try_write(f"{directory}/{name}", value)
         kill_all(processes_in(cgroup), timeout_seconds=1.0)
         for directory in directories:
             with suppress(OSError):

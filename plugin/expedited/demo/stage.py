@@ -22,6 +22,7 @@ from expedited.demo.image import HOG_IMAGE, workload_binary
 from expedited.demo.measure import Meter
 from expedited.demo.scenarios import Scenario, Stop
 from expedited.errors import ExpeditedError
+from expedited.teardown.files import write
 from expedited.teardown.hierarchies import hierarchies
 
 __all__ = ["memory_directory", "pod_for", "run_striker", "stop_once"]
@@ -78,7 +79,7 @@ def pod_for(daemon: PrivateContainerd, scenario: Scenario) -> Pod:
         directory, version = _cpu_directory(parent)
         # What kubelet gives the besteffort slice: the least there is
         name, value = ("cpu.weight", "1") if version == 2 else ("cpu.shares", "2")
-        _write(directory / name, value)
+        write(f"{directory}/{name}", value.encode())
     return pod
 
 
@@ -131,7 +132,7 @@ def _busy_neighbours(daemon: PrivateContainerd) -> Iterator[None]:
         stdout=subprocess.DEVNULL,
         start_new_session=True,
         # Before it has threads: one that is in already takes them along
-        preexec_fn=lambda: _write(directory / "cgroup.procs", str(os.getpid())),
+        preexec_fn=lambda: write(f"{directory}/cgroup.procs", b"%d" % os.getpid()),
     )
     try:
         yield
@@ -161,12 +162,3 @@ def _directory(controller: str, cgroup: str) -> tuple[Path, int]:
     if mounts.unified is not None and controller in Path(mounts.unified, "cgroup.controllers").read_text().split():
         return Path(mounts.unified + cgroup), 2
     raise ExpeditedError(f"no cgroup hierarchy with the {controller} controller is mounted here: the demo needs it")
-
-
-def _write(path: Path, value: str) -> None:
-    # Not Path.write_text(): that would ask for O_CREAT, which cgroupfs refuses
-    descriptor = os.open(path, os.O_WRONLY)
-    try:
-        os.write(descriptor, value.encode())
-    finally:
-        os.close(descriptor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,10 +9,11 @@ from dataclasses import dataclass
 
 from expedited.demo.cri import ContainerSpec
 from expedited.demo.daemon import PrivateContainerd
-from expedited.demo.image import image_from_debian
+from expedited.demo.image import image_from_debian, program_file
 from expedited.demo.stage import memory_directory, run_striker
 from expedited.errors import ExpeditedError
 from expedited.striker.link import StrikerLink
+from expedited.teardown.memory_stat import anon_bytes
 from expedited.teardown.report import Report
 
 __all__ = ["WORKLOADS", "StoppedWorkload", "stop_workload"]
@@ -80,7 +80,7 @@ def stop_workload(daemon: PrivateContainerd, name: str, say: Callable[[str], Non
     with run_striker(daemon) as socket, StrikerLink.connect(str(socket)) as link:
         pod = daemon.cri.run_pod()
         try:
-            command = (_path_of(next(iter(workload.programs))), *workload.arguments)
+            command = (program_file(*next(iter(workload.programs.items()))), *workload.arguments)
             container_id = daemon.cri.create_container(pod, ContainerSpec(image, command))
             daemon.cri.start_container(container_id)
             say(f"{name}: filling its memory")
@@ -89,22 +89,18 @@ def stop_workload(daemon: PrivateContainerd, name: str, say: Callable[[str], Non
             began = time.monotonic()
             daemon.cri.stop_container(container_id)
             seconds = time.monotonic() - began
-            report = _report(link, container_id)
+            link.send("reports", after=0)
+            report = link.report_of(container_id, _REPORT_SECONDS)
+            if report is None:
+                raise ExpeditedError(f"the striker sent no report of container {container_id[:12]}")
             return StoppedWorkload(name, daemon.cri.container(container_id).exit_code, seconds, report)
         finally:
             with suppress(ExpeditedError):
                 daemon.cri.remove_pod(pod.id)
 
 
-def _path_of(program: str) -> str:
-    path = shutil.which(program, path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-    assert path is not None  # image_from_debian() has found it there
-    return path
-
-
 def _fill(daemon: PrivateContainerd, container_id: str, cgroup: str, workload: _Workload) -> None:
     directory, version = memory_directory(cgroup)
-    label = "total_rss " if version == 1 else "anon "
     deadline = time.monotonic() + _FILL_SECONDS
     filled = not workload.fill
     while True:
@@ -113,23 +109,10 @@ def _fill(daemon: PrivateContainerd, container_id: str, cgroup: str, workload: _
             printed = state.log_path.read_text(errors="replace").strip().splitlines() or ["nothing"]
             raise ExpeditedError(f"{next(iter(workload.programs))} did not come up; it printed last: {printed[-1]}")
         if not filled:
-            done = daemon.cri.exec_sync(
-                container_id, (_path_of(workload.fill[0]), *workload.fill[1:]), timeout_seconds=60
-            )
+            program = program_file(workload.fill[0], workload.programs[workload.fill[0]])
+            done = daemon.cri.exec_sync(container_id, (program, *workload.fill[1:]), timeout_seconds=60)
             # redis-cli says 0 whatever the server says
             filled = done.exit_code == 0 and b"filled" in done.stdout
-        statistics = (directory / "memory.stat").read_text()
-        anon = next(line for line in statistics.splitlines() if line.startswith(label))
-        if filled and int(anon.split()[1]) >= workload.bytes_wanted:
+        if filled and anon_bytes((directory / "memory.stat").read_bytes(), version) >= workload.bytes_wanted:
             return
         time.sleep(0.05)
-
-
-def _report(link: StrikerLink, container_id: str) -> Report:
-    link.send("reports", after=0)
-    deadline = time.monotonic() + _REPORT_SECONDS
-    while (left := deadline - time.monotonic()) > 0:
-        message = link.receive(left)
-        if message and message["is"] == "report" and message["report"]["container_id"] == container_id:
-            return Report.from_json(message["report"])
-    raise ExpeditedError(f"the striker sent no report of container {container_id[:12]}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -71,11 +70,9 @@ def _ask_agent(path: str) -> tuple[str, Level, tuple[str, str]]:
 
 def _configuration(config: Path | None) -> Finding:
     # Here, as it brings pydantic; whoever has read a configuration has it loaded already
-    from expedited.config import DEFAULT_FILE
+    from expedited.config import file_in_use, variables_in_use
 
-    named = config or (Path(os.environ["EXPEDITED_CONFIG"]) if os.environ.get("EXPEDITED_CONFIG") else None)
-    file = named or DEFAULT_FILE
-    variables = sum(1 for name in os.environ if name.startswith("EXPEDITED_") and name != "EXPEDITED_CONFIG")
+    file, variables = file_in_use(config), len(variables_in_use())
     try:
         there = file.exists()
     except PermissionError:

@@ -34,7 +34,7 @@ _FATES = {
     "lost_race": "freed by themselves (let go of their memory before they could be reaped)",
     "gone": "gone before",
     "exited": "freed by themselves, as they ended",
-    "killed": "killed, too small to reap",
+    "killed": "killed, not reaped",
     "survived": "still there at the deadline",
 }
 

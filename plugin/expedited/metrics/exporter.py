@@ -15,6 +15,7 @@ from expedited.api.backend import GateLatency, Status
 from expedited.errors import ExpeditedError, UsageError
 from expedited.metrics.server import serve
 from expedited.metrics.table import Kind, named
+from expedited.quantity import parse_address
 from expedited.stop import Stop
 
 __all__ = ["Metrics"]
@@ -72,7 +73,10 @@ class Metrics:
             UsageError: that is no address of this machine.
             ExpeditedError: the port is taken, or not ours to take.
         """
-        host, port = _host_and_port(address)
+        try:
+            host, port = parse_address(address)
+        except ValueError:
+            raise UsageError(f"metrics-address is {address!r}: give HOST:PORT, such as 127.0.0.1:9788") from None
         try:
             return serve(host, port, self._registry)
         except (socket.gaierror, UnicodeError) as error:
@@ -147,11 +151,3 @@ def _latency(latency: GateLatency) -> core.Metric:
         so_far += count
         buckets.append((bound, float(so_far)))
     return core.HistogramMetricFamily(metric.name, metric.words, buckets, latency.sum_seconds)
-
-
-def _host_and_port(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
-        raise UsageError(f"metrics-address is {address!r}: give HOST:PORT, such as 127.0.0.1:9788")
-    return host, int(port)

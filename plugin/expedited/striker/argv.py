@@ -73,7 +73,7 @@ def parse(cmdline: bytes) -> Command | None:
 
 
 def root_of(cmdline: bytes) -> str:
-    """The directory that a runtime's command line names by ``--root``; empty where its own default holds."""
+    """Where a runtime keeps its containers, by its command line: what ``--root`` names, else its own default (runc(8), crun(1))."""
     words = cmdline.rstrip(b"\0").split(b"\0")
     at = 1
     while at < len(words) and words[at].startswith(b"-"):
@@ -81,7 +81,7 @@ def root_of(cmdline: bytes) -> str:
         if flag in (b"--root", b"-r"):
             return os.fsdecode(value if equals else b"".join(words[at + 1 : at + 2]))
         at += 2 if words[at] in _FLAGS_WITH_VALUE else 1
-    return ""
+    return f"/run/{os.path.basename(os.fsdecode(words[0]))}"
 
 
 def _signal_number(word: bytes) -> int:

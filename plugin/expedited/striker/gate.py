@@ -26,7 +26,7 @@ __all__ = ["Gate", "Hold"]
 class Hold(Kill):
     """A kill that waits for its answer: answered exactly once, by the worker or, when the budget is over, by the loop."""
 
-    __slots__ = ("_answered", "_gate", "_lock", "deadline", "excused", "pidfd")
+    __slots__ = ("_gate", "_lock", "deadline", "excused", "pidfd")
 
     held = True
 
@@ -36,17 +36,16 @@ class Hold(Kill):
         self.excused = False
         self.pidfd = event.pidfd
         self._gate = gate
-        self._answered = False
         self._lock = threading.Lock()
 
     def answer(self) -> bool:
         """Let the runtime go on; False if that was done before."""
         with self._lock:
-            if self._answered:
+            if self.answered_at is not None:
                 return False
-            self._answered = True
-        fanotify.allow(self._gate.group, self.descriptor)
-        self._gate.counters.latencies.note(time.monotonic() - self.seen)
+            fanotify.allow(self._gate.group, self.descriptor)
+            self.answered_at = time.monotonic()
+        self._gate.counters.latencies.note(self.answered_at - self.seen)
         return True
 
     def release(self) -> None:
@@ -96,6 +95,8 @@ class Gate(Source):
 
     def close(self) -> None:
         """Open the gate: everybody who waits goes on."""
+        for hold in list(self._holds.values()):
+            hold.answer()  # its worker may go on for seconds, and the group's number be another file's by then
         os.close(self.group)
 
     def forget(self, hold: Hold) -> None:

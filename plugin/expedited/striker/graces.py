@@ -127,7 +127,11 @@ class Graces:
         Returns:
             What was held of it, now the caller's; None where that is nothing, or somebody has it in turn who does not come back.
         """
-        with self._changed:
+        # Who asks has a lower priority than a strike, and may hold the lock while other strikes have the CPUs. What is left here then
+        # is asked nothing while it is being struck, and is let go of with the container.
+        if not self._changed.acquire(timeout=_TURN_SECONDS):
+            return None
+        try:
             grace = self._held.get(key) or next(
                 (each for each in self._held.values() if each.container.cgroup.procs_dir == key), None
             )
@@ -139,6 +143,8 @@ class Graces:
             if grace.in_turn and not self._changed.wait_for(lambda: not grace.in_turn, _TURN_SECONDS if wait else 0):
                 return None
             self._drop_turn(grace)
+        finally:
+            self._changed.release()
         return grace.ending.hand_over()
 
     def forget(self, directory: str) -> None:

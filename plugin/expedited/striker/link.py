@@ -10,12 +10,14 @@ import os
 import select
 import socket
 import struct
+import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
 from expedited.errors import ExpeditedError
 from expedited.striker.status import StrikerStatus
+from expedited.teardown.report import Report
 
 __all__ = ["PACKET_AT_MOST", "Peer", "StrikerLink", "StrikerUnreachable", "Unreadable", "peer"]
 
@@ -174,6 +176,22 @@ class StrikerLink:
             StrikerUnreachable: the striker has ended, or does not answer in time.
         """
         return StrikerStatus.from_json(self.ask("status", timeout_seconds=timeout_seconds))
+
+    def report_of(self, container_id: str, timeout_seconds: float) -> Report | None:
+        """The next report of this container; what else comes meanwhile is dropped, as by :meth:`ask`.
+
+        Returns:
+            None when there was none in that time.
+
+        Raises:
+            StrikerUnreachable: the striker has ended.
+        """
+        give_up_at = time.monotonic() + timeout_seconds
+        while (left := give_up_at - time.monotonic()) > 0:
+            message = self.receive(left)
+            if message and message["is"] == "report" and message["report"]["container_id"] == container_id:
+                return Report.from_json(message["report"])
+        return None
 
     def close(self) -> None:
         """Hang up."""

@@ -28,7 +28,7 @@ from expedited.striker.roots import Roots, own_container_ids
 from expedited.striker.server import Server, listen
 from expedited.striker.source import Source
 from expedited.striker.status import StrikerStatus
-from expedited.striker.stops import Stops, wait_until_idle
+from expedited.striker.stops import Stops
 from expedited.teardown.linux import be_realtime, lock_memory, mrelease_support
 from expedited.teardown.policy import Policy
 from expedited.teardown.roster import make_room_for_descriptors
@@ -61,8 +61,8 @@ class Options:
     policy: str
     budget_seconds: float
     hold_executions: str
-    source: str = "auto"
-    log_format: str = "console"
+    source: str
+    log_format: str
 
 
 def run(options: Options, heartbeat: Heartbeat, log: Log) -> int:
@@ -97,7 +97,7 @@ def run(options: Options, heartbeat: Heartbeat, log: Log) -> int:
     if stops is None:
         return 1
     threading.Thread(target=_keep_beating, args=(heartbeat,), daemon=True).start()
-    wait_until_idle(stops, _LAST_STOPS_SECONDS)
+    stops.wait_until_idle(_LAST_STOPS_SECONDS)
     stops.close()
     return 0
 

@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from expedited.errors import ExpeditedError
-from expedited.striker.container import open_state, read_container
+from expedited.striker.container import Container, open_state, read_container
 from expedited.striker.link import PACKET_AT_MOST, peer
 from expedited.striker.log import Log
 from expedited.striker.roots import Roots
@@ -72,12 +73,10 @@ class Server:
         self._log = log
         self._clients: dict[int, socket.socket] = {}
         self._lock = threading.Lock()
-        self.stops: Stops | None = None
-        self.roots: Roots | None = None
 
     def start(self, stops: Stops, roots: Roots, status: Callable[[], StrikerStatus]) -> None:
         """Begin to serve, in a thread of its own."""
-        self.stops, self.roots, self._status = stops, roots, status
+        self._stops, self._roots, self._status = stops, roots, status
         threading.Thread(target=self._run, name="link", daemon=True).start()
 
     def publish(self, report: Report) -> bool:
@@ -135,10 +134,11 @@ class Server:
         try:
             message = json.loads(packet)
             do = message["do"]
-            handler = getattr(self, f"_do_{do}", None)
+            # A strike's answer comes when the strike has ended
+            handler = partial(self._strike, connection) if do == "strike" else getattr(self, f"_do_{do}", None)
             if handler is None:
                 raise ExpeditedError(f"unknown request {do!r}")
-            answer = handler(connection, message)
+            answer = handler(message)
         except ExpeditedError as error:
             answer = {"is": "refused", "why": str(error), "code": error.exit_code}
         except OSError as error:
@@ -151,46 +151,46 @@ class Server:
         if answer is not None:
             self._send(connection, {"seq": message.get("seq") if isinstance(message, dict) else None, **answer})
 
-    def _do_policy(self, connection: socket.socket, message: dict[str, Any]) -> None:
-        stops = self._stops()
+    def _do_policy(self, message: dict[str, Any]) -> None:
+        stops = self._stops
         if "default" in message:
             stops.default = Policy.from_json(message["default"])
         fresh = {name: Policy.from_json(policy) for name, policy in message.get("containers", {}).items()}
         stops.policies = fresh if message.get("replace") else {**stops.policies, **fresh}
 
-    def _do_forget(self, connection: socket.socket, message: dict[str, Any]) -> None:
-        self._stops().forget(message["id"])
+    def _do_forget(self, message: dict[str, Any]) -> None:
+        self._stops.forget(message["id"])
 
-    def _do_leaving(self, connection: socket.socket, message: dict[str, Any]) -> None:
-        self._stops().leaving.update(message["ids"])
+    def _do_leaving(self, message: dict[str, Any]) -> None:
+        self._stops.leaving.update(message["ids"])
 
-    def _do_watch(self, connection: socket.socket, message: dict[str, Any]) -> dict[str, Any]:
-        marked = self.roots is not None and self.roots.ensure(message["id"])
+    def _do_watch(self, message: dict[str, Any]) -> dict[str, Any]:
+        marked = self._roots.ensure(message["id"])
         return {"is": "watching", "id": message["id"], "marked": marked}
 
-    def _do_status(self, connection: socket.socket, message: dict[str, Any]) -> dict[str, Any]:
+    def _do_status(self, message: dict[str, Any]) -> dict[str, Any]:
         status = self._status()
         ids, beyond = _page(status.gated)
         return {"is": "status", **replace(status, gated=ids, gated_beyond=beyond).to_json()}
 
-    def _do_gated(self, connection: socket.socket, message: dict[str, Any]) -> dict[str, Any]:
+    def _do_gated(self, message: dict[str, Any]) -> dict[str, Any]:
         after = str(message.get("after", ""))
         ids, beyond = _page([name for name in self._status().gated if name > after])
         return {"is": "gated", "ids": ids, "more": beyond > 0}
 
-    def _do_reports(self, connection: socket.socket, message: dict[str, Any]) -> dict[str, Any]:
-        stops = self._stops()
+    def _do_reports(self, message: dict[str, Any]) -> dict[str, Any]:
+        stops = self._stops
         kept = [report for report in list(stops.reports) if report.number > message.get("after", 0)]
         told = [report.to_json() for report in kept[:_REPORTS_A_PACKET]]
         return {"is": "reports", "reports": told, "more": len(kept) > len(told), "heard_up_to": stops.heard_up_to}
 
-    def _do_heard(self, connection: socket.socket, message: dict[str, Any]) -> None:
-        stops = self._stops()
+    def _do_heard(self, message: dict[str, Any]) -> None:
+        stops = self._stops
         stops.heard_up_to = max(stops.heard_up_to, int(message["number"]))
 
-    def _do_strike(self, connection: socket.socket, message: dict[str, Any]) -> None:
+    def _strike(self, connection: socket.socket, message: dict[str, Any]) -> None:
         """In a worker: this thread must stay free to answer others. The answer is the report."""
-        stops = self._stops()
+        stops = self._stops
         container = self._find(message["id"]) if message.get("id") else None
         cgroup = container.cgroup if container else Cgroup.find(message["cgroup"])
         policy = stops.policy_of(container.id if container else "")
@@ -212,9 +212,8 @@ class Server:
 
     # --------------------------------------------------------------------------------------------------------------
 
-    def _find(self, container_id: str) -> Any:
-        assert self.roots is not None
-        for directory in self.roots.marked:
+    def _find(self, container_id: str) -> Container:
+        for directory in self._roots.marked:
             descriptor = open_state(directory) if os.path.basename(directory) == container_id else None
             if descriptor is not None:
                 try:
@@ -224,10 +223,6 @@ class Server:
         raise ExpeditedError(
             f"container {container_id}: no runtime on this node has one of that id; see `expedited top --once`"
         )
-
-    def _stops(self) -> Stops:
-        assert self.stops is not None
-        return self.stops
 
     def _send_all(self, message: dict[str, Any]) -> None:
         for connection in list(self._clients.values()):

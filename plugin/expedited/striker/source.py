@@ -45,9 +45,10 @@ class Kill:
     Attributes:
         seen: ``time.monotonic()`` of when it was seen.
         held: Whether the runtime waits for :meth:`answer`.
+        answered_at: ``time.monotonic()`` of when it was let go on; None before, and where it is not held.
     """
 
-    __slots__ = ("command", "descriptor", "released", "seen")
+    __slots__ = ("answered_at", "command", "descriptor", "released", "seen")
 
     held = False
 
@@ -55,6 +56,7 @@ class Kill:
         self.command = command
         self.descriptor = descriptor
         self.seen = seen
+        self.answered_at: float | None = None
         self.released = False  # only ever touched by the one worker that has it
 
     def answer(self) -> bool:

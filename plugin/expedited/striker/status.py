@@ -29,7 +29,7 @@ class StrikerStatus:
         gated_beyond: How many more there are.
         binaries: The runtimes' programs whose executions it holds, by path.
         events: What the kernel told it of: opens of state files, or executions.
-        kills: Those that were a kill.
+        kills: Those that were a runtime's `kill` or `delete --force`, whatever its signal.
         executions: Of a runtime's program, that it held.
         overruns: Commands that were let through as the budget was over, and not by a decision.
         lost: How many times the kernel has dropped events, as they came faster than they were read.
@@ -40,7 +40,7 @@ class StrikerStatus:
             all bounds; empty where the striker has other buckets.
         latency_sum_seconds: Of all.
         active: Stops in progress.
-        stops: How many there were, those in progress too.
+        stops: How many have ended.
         wanted_source: What it was started with, as are those below; empty, 0 or nothing: not told.
         budget_seconds: Likewise.
         state_roots: Likewise.

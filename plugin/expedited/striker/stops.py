@@ -116,6 +116,12 @@ class Stops:
         with self._lock:
             return sum(not key.startswith(_OBSERVED) for key in self._active)
 
+    def wait_until_idle(self, seconds: float) -> None:
+        """Let the strikes in progress end, for at most that long."""
+        give_up_at = time.monotonic() + seconds
+        while self.striking and time.monotonic() < give_up_at:
+            time.sleep(0.02)
+
     def policy_of(self, container_id: str) -> Policy:
         """What may be done to it, with page cache AUTO decided: drop only for a pod that goes for good."""
         policy = self.policies.get(container_id, self.default)
@@ -237,8 +243,8 @@ class Stops:
                     kill.release()
                 one.signal()
                 kill.release()
-                if kill.held:
-                    one.answered()
+                if kill.answered_at is not None:
+                    one.answered(kill.answered_at)
                 self._on_began(container.id, signal.SIGKILL)
             except BaseException:
                 kill.release()  # before all else: nobody waits at the gate for a strike that failed
@@ -269,8 +275,12 @@ class Stops:
     def _prepare(self, container: Container) -> None:
         """Its grace period runs: hold its processes now, so that at the kill only the signals are left to be sent."""
         self._graces.begin(container)
-        if not os.path.isdir(container.directory):
-            self.on_deleted(container.directory)  # it was quicker than we, and nobody would let go of them
+        self._forget_if_gone(container.directory)
+
+    def _forget_if_gone(self, directory: str) -> None:
+        """Its end was quicker than we: nobody else would let go of what was just learnt."""
+        if not os.path.isdir(directory):
+            self.on_deleted(directory)
 
     def _is_being_struck(self, container: Container) -> bool:
         keys = (container.directory, _observed_key(container), _oom_key(container), container.cgroup.procs_dir)
@@ -279,8 +289,8 @@ class Stops:
     def _learn(self, descriptor: int) -> None:
         try:
             directory = self._known.learn_if_state(descriptor)
-            if directory and not os.path.isdir(directory):
-                self.on_deleted(directory)  # it was quicker than we, and nobody would let go of it
+            if directory:
+                self._forget_if_gone(directory)
         except (ExpeditedError, OSError):
             pass  # its kill, if one comes, will read the file again and say what is wrong with it
         finally:
@@ -335,10 +345,3 @@ def _line(report: Report) -> str:
     return (
         f"{name} {report.outcome}{order}: {report.bytes_returned >> 20} MiB back after {back}, {gone}; {report.trigger}"
     )
-
-
-def wait_until_idle(stops: Stops, seconds: float) -> None:
-    """Let the strikes in progress end, for at most that long."""
-    give_up_at = time.monotonic() + seconds
-    while stops.striking and time.monotonic() < give_up_at:
-        time.sleep(0.02)

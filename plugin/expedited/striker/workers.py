@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
@@ -29,16 +30,19 @@ class Workers:
         self._log = log
         self._at_ease = at_ease
         self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._lock = threading.Lock()
+        # One for each that is not done. Its steps are atomic, so that the source's loop waits for no lock: whoever adds to it looks at
+        # the count after that, and whoever lowers the count looks at this after that; one of the two sees the other.
+        self._undone: deque[None] = deque()
+        self._lock = threading.Lock()  # of those who change the count
         self._count = 0
-        self._idle = 0
         for _ in range(_KEPT):
             self._hire()
 
     def submit(self, work: Callable[[], None]) -> None:
         """Have one do it; one more is made when all are busy, up to a limit. Returns at once."""
+        self._undone.append(None)
         self._work.put(work)
-        if self._idle <= self._work.qsize() and self._count < AT_MOST:
+        if self._count < min(len(self._undone), AT_MOST):
             self._hire()
 
     def _hire(self) -> None:
@@ -53,21 +57,25 @@ class Workers:
     def _run(self) -> None:
         be_realtime(STRIKER_PRIORITY)
         while True:
-            with self._lock:
-                self._idle += 1
             try:
                 work = self._work.get(timeout=_IDLE_SECONDS)
             except Empty:
                 self._at_ease()
-                with self._lock:
-                    if self._count > _KEPT:
-                        self._count -= 1
-                        return
+                if self._may_leave():
+                    return
                 continue
-            finally:
-                with self._lock:
-                    self._idle -= 1
             try:
                 work()
             except Exception as error:
                 self._log.error(f"a stop could not be handled: {type(error).__name__}: {error}")
+            self._undone.pop()
+
+    def _may_leave(self) -> bool:
+        with self._lock:
+            if self._count <= _KEPT:
+                return False
+            self._count -= 1
+            if len(self._undone) > self._count:
+                self._count += 1  # something has come meanwhile, and may be counting on this one
+                return False
+        return True

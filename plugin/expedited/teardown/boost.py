@@ -113,11 +113,11 @@ class Boost:
         if time.monotonic() > self._stop_at:
             self._give_up_realtime()
         for victim in victims:
-            if not self._realtime:
-                return
             if victim.boosted or not victim.signalled:
                 continue
             victim.boosted = True
+            if not self._realtime:
+                continue
             try:
                 tids = list(map(int, os.listdir(f"/proc/{victim.pid}/task")))
             except OSError:

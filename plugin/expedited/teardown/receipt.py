@@ -33,14 +33,14 @@ class Story:
         """Seconds since it began."""
         return time.monotonic() - self.began
 
-    def tell(self, what: str) -> None:
-        """One more step."""
-        self._steps.append(Step(self.now(), what))
+    def tell(self, what: str, at: float | None = None) -> None:
+        """One more step; ``at`` that ``time.monotonic()``, now if not given."""
+        self._steps.append(Step(self.now() if at is None else at - self.began, what))
 
     @property
     def steps(self) -> tuple[Step, ...]:
         """In time order."""
-        return tuple(self._steps)
+        return tuple(sorted(self._steps, key=lambda step: step.at_seconds))
 
 
 def process_reports(victims: Iterable[Victim], fate_of: Callable[[Victim], Fate]) -> tuple[ProcessReport, ...]:

@@ -26,8 +26,8 @@ class Fate(StrEnum):
 
     REAPED = "reaped"  #: its memory was freed by process_mrelease
     LOST_RACE = "lost_race"  #: it had let go of its mm before it could be reaped, and frees it by itself
-    GONE = "gone"  #: it had exited before it was struck
-    KILLED = "killed"  #: too small to reap: signalled, and left to exit by itself
+    GONE = "gone"  #: it had exited before anybody killed it
+    KILLED = "killed"  #: killed, and not reaped: it was too small for that, or the kill was only observed
     EXITED = "exited"  #: had ended within the grace period, and freed its memory by itself
     SURVIVED = "survived"  #: still there at the deadline
 

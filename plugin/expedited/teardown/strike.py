@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from expedited.teardown.boost import Boost
 from expedited.teardown.cgroup import Cgroup, TargetError
@@ -155,10 +156,10 @@ class Strike:
             self._story.tell("waiting for the runtime's own SIGKILL, to reap at once")
         return Outcome.STRUCK
 
-    def answered(self) -> None:
-        """The caller has let the runtime's own kill go on."""
-        self._answered = self._story.now()
-        self._story.tell("the runtime's own kill was let through the gate")
+    def answered(self, at: float) -> None:
+        """The runtime's own kill was let go on, at this ``time.monotonic()``."""
+        self._answered = at - self._story.began
+        self._story.tell("the runtime's own kill was let through the gate", at)
 
     def _lead(self, killing: Killing, victims: list[Victim]) -> bool:
         """False where nobody of them could be signalled."""
@@ -205,7 +206,6 @@ class Strike:
 
     def _until_gone(self) -> float | None:
         deadline = self._story.began + self.policy.deadline_seconds
-        boosted = self._observing or not self.policy.boost
         memory_back_noted = False
         while True:
             self._roster.wait(self._pause())
@@ -222,8 +222,8 @@ class Strike:
                 self._watch.sample(gone)
                 self._story.tell("gone: the cgroup is empty")
                 return gone
-            if not boosted or (self.policy.boost and not self._observing and self._boost_is_timed()):
-                boosted = self._boost_the_dying()
+            if self.policy.boost and not self._observing:
+                self._boost_the_dying()
             if time.monotonic() > self._follow_until and not self._any_signalled():
                 self._story.tell("the runtime has killed nobody")
                 return None
@@ -256,22 +256,20 @@ class Strike:
         everybody = {*self._roster.living.values(), *self._roster.exited}
         return any(victim.signalled for victim in everybody - self._ending)
 
-    def _boost_is_timed(self) -> bool:
-        return "rt-bandwidth" in self._boost.lifted
-
-    def _boost_the_dying(self) -> bool:
+    def _boost_the_dying(self) -> None:
+        """Those who were killed since the last look; the runtime's own kill takes one after the other, and a sweep newcomers."""
         dying = [victim for victim in self._roster.living.values() if victim.signalled]
-        if not dying:
-            return False
+        is_timed = "rt-bandwidth" in self._boost.lifted
+        if not dying or (not is_timed and all(victim.boosted for victim in dying)):
+            return
         dying.sort(key=lambda victim: (victim.pid != self._init_pid, -(victim.rss_bytes or 0)))
         known = len(self._boost.lifted)
         self._boost.dying(dying)
-        if self._ending.issuperset(dying):
-            return False  # the kill has yet to come
+        if self._signalled is None and self._ending.issuperset(dying):
+            return  # the kill has yet to come
         self._boost.lift_limits()
         if len(self._boost.lifted) > known:
             self._story.tell(f"boosted: {', '.join(self._boost.lifted)}")
-        return True
 
     def _nobody_left(self) -> bool:
         """Whether the cgroup is empty; if somebody was forked meanwhile, strike them too."""
@@ -324,15 +322,15 @@ class Strike:
             page_cache_dropped_bytes=self._dropped_bytes,
             process_count=len(everybody),
             lost_races=sum(victim.fate is Fate.LOST_RACE for victim in everybody),
-            processes=process_reports(everybody, self._fate_of),
+            processes=process_reports(everybody, partial(self._fate_of, outcome)),
             boosted=tuple(self._boost.lifted),
             steps=self._story.steps,
         )
 
-    def _fate_of(self, victim: Victim) -> Fate:
+    def _fate_of(self, outcome: Outcome, victim: Victim) -> Fate:
         if self._roster.living.get(victim.pid) is victim:
             return Fate.SURVIVED
-        return victim.fate or (Fate.KILLED if victim.signalled else Fate.GONE)
+        return victim.fate or (Fate.GONE if outcome is Outcome.SKIPPED else Fate.KILLED)
 
 
 def strike(

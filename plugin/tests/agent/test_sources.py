@@ -36,7 +36,7 @@ async def source(inventory: Inventory) -> AsyncIterator[ContainerdSource]:
     async def gate(container_id: str) -> None: ...
 
     async with ContainerdClient("/nowhere/containerd.sock", "k8s.io") as client:
-        yield ContainerdSource(client, inventory, gate=gate, listed=lambda: None)
+        yield ContainerdSource(client, inventory, gate=gate, told_all=lambda: None)
 
 
 async def test_who_is_paused_and_resumed_keeps_its_process(inventory: Inventory, source: ContainerdSource) -> None:
@@ -90,7 +90,7 @@ async def test_shims_that_hang_keep_neither_annotations_nor_events_back(inventor
     async def gate(container_id: str) -> None: ...
 
     client = _WithHungShims()
-    source = ContainerdSource(cast(ContainerdClient, client), inventory, gate=gate, listed=lambda: None)
+    source = ContainerdSource(cast(ContainerdClient, client), inventory, gate=gate, told_all=lambda: None)
     inventory.saw(Source.NRI, Sighting("s1", "k8s.io", pid=6, state=State.RUNNING))
     async with asyncio.timeout(30):
         await source._list()  # while it goes on, the subscription has no event

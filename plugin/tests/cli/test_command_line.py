@@ -148,7 +148,8 @@ def test_who_follows_has_headings_and_columns_that_line_up(agent_with_stops: Age
     with begin(agent_with_stops, "stops", "--follow", "--limit=1") as follower:
         assert follower.stdout is not None
         lines = [follower.stdout.readline() for _ in range(2)]
-        strike_one(agent_with_stops, make_cgroup())
+        scratch = make_cgroup()
+        strike_one(agent_with_stops, scratch)
         lines.append(follower.stdout.readline())
         follower.send_signal(signal.SIGINT)
         assert follower.wait(60) == 0
@@ -158,6 +159,7 @@ def test_who_follows_has_headings_and_columns_that_line_up(agent_with_stops: Age
         assert row.index("struck") == heads.index("outcome")
         assert row.index("lead") == heads.index("order")
         assert row.rindex(row.split()[-1]) == heads.index("trigger")
+    assert rows[-1].split()[1] == scratch.path  # whole: the beginning of a cgroup's path says little
 
 
 def _has_become_the_agent(agent: Agent) -> bool:

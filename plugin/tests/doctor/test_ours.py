@@ -243,6 +243,7 @@ def test_the_configuration_that_is_read_is_named(
     assert _findings(settings, file)["configuration"].found == str(file)
     monkeypatch.setenv("EXPEDITED_CONFIG", str(file))
     monkeypatch.setenv("EXPEDITED_LOG_LEVEL", "info")
+    monkeypatch.setenv("EXPEDITED_SERVICE_HOST", "10.0.0.1")  # kubelet's, of a service by that name
     assert _findings(settings)["configuration"].found == f"{file}, 1 EXPEDITED_ variables"
 
 

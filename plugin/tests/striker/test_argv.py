@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expedited.striker.argv import Command, Verb, parse
+from expedited.striker.argv import Command, Verb, parse, root_of
 
 
 def cmdline(*words: str) -> bytes:
@@ -114,3 +114,20 @@ def test_a_command_ends_only_the_container_it_names() -> None:
     assert Command(Verb.KILL, "c1", 9, False).ends("c1")
     assert not Command(Verb.KILL, "c1", 9, False).ends("c10")
     assert Command(Verb.KILL, "c.*", 9, True).ends("c10")
+
+
+@pytest.mark.parametrize(
+    ("words", "root"),
+    [
+        (
+            ("/usr/bin/runc", "--root", "/run/docker/runtime-runc/moby", "--log", "/l", "kill", "c1"),
+            "/run/docker/runtime-runc/moby",
+        ),
+        (("runc", "--log=/l", "--root=/x", "kill", "c1"), "/x"),
+        (("crun", "-r", "/y", "kill", "c1"), "/y"),
+        (("/usr/bin/crun", "kill", "c1", "9"), "/run/crun"),
+        (("runc", "--debug", "kill", "c1"), "/run/runc"),
+    ],
+)
+def test_where_a_runtime_keeps_its_containers(words: tuple[str, ...], root: str) -> None:
+    assert root_of(cmdline(*words)) == root

@@ -236,7 +236,7 @@ def test_observe_lets_the_runtime_kill_and_measures_it(node: Any, striker: Any, 
     assert node.run("kill", "c1", "9") == 0
     report = striker.report_of("c1")
     assert (report.outcome, report.signalled_seconds, report.boosted) == (Outcome.OBSERVED, None, ())
-    assert {one.fate for one in report.processes} <= {Fate.GONE}  # nobody, where the kill was quicker than the look
+    assert {one.fate for one in report.processes} <= {Fate.KILLED}  # nobody, where the kill was quicker than the look
     assert process.wait() == -signal.SIGKILL
 
 

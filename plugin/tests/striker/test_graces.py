@@ -379,6 +379,18 @@ def test_the_loop_does_not_wait_for_who_asks() -> None:
     assert not waited
 
 
+def test_a_kill_does_not_wait_for_who_asks() -> None:
+    stops = Stops(lambda report: True, lambda container_id, number: None, Log(as_json=True))
+    with stops._graces._changed:
+        taken: list[object] = []
+        kill = threading.Thread(target=lambda: taken.append(stops._graces.take("/run/runc/c1")))
+        kill.start()
+        kill.join(20)
+        waited = kill.is_alive()
+    kill.join()
+    assert (waited, taken) == (False, [None])
+
+
 def test_nothing_of_many_grace_periods_stays(
     node: Any, striker: Any, adopt: Any, make_process: Any, make_cgroup: Any, pidfds: Any, until: Any
 ) -> None:

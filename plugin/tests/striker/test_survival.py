@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from expedited.striker.argv import Command
 from expedited.striker.fanotify import Event
 from expedited.striker.gate import Gate, Hold
+from expedited.striker.source import Counters
 from expedited.teardown.report import Outcome
 
 
@@ -53,10 +57,14 @@ def test_a_decision_over_its_budget_is_answered_by_the_loop(node: Any, make_stri
         striker.wait_gated(name)
         # Idle: let through by the loop, the runtime would be done before the worker has read the file
         assert node.run("kill", name, "9", idle=True) == 0
-        assert striker.report_of(name).outcome is Outcome.STRUCK
+        report = striker.report_of(name)
+        assert report.outcome is Outcome.STRUCK
         if striker.status()["overruns"] == 1:
             break  # else the loop itself was kept off the CPU, which is no overrun
     assert striker.status()["overruns"] == 1
+    # The receipt has the loop's answer, not the worker's end
+    assert report.answered_seconds < report.signalled_seconds
+    assert [step.at_seconds for step in report.steps] == sorted(step.at_seconds for step in report.steps)
 
 
 def test_a_machine_that_stood_still_costs_nobody_his_budget_and_nobody_waits_for_ever() -> None:
@@ -70,6 +78,25 @@ def test_a_machine_that_stood_still_costs_nobody_his_budget_and_nobody_waits_for
     assert once > time.monotonic() + 5
     gate._stood_still()
     assert hold.deadline == once
+
+
+def test_a_gate_that_is_closed_has_answered_and_answers_no_more() -> None:
+    """Strikes go on for seconds after it, and the group's number may be another file's by then."""
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    another = os.pipe2(os.O_NONBLOCK)
+    gate = Gate.__new__(Gate)
+    gate.group, gate._holds, gate.counters = writer, {}, Counters()
+    held = [Hold(gate, Event(0, fd, 0, -1), Command("kill", "c1", 9, False), time.monotonic(), 10.0) for fd in (71, 72)]
+    gate._holds = {hold.descriptor: hold for hold in held}
+    gate.close()
+    written = os.read(reader, 4096)
+    assert [written[at : at + 8] for at in range(0, len(written), 8)] == [struct.pack("=iI", fd, 1) for fd in (71, 72)]
+    os.dup2(another[1], writer)
+    assert [hold.answer() for hold in held] == [False, False]
+    with pytest.raises(BlockingIOError):
+        os.read(another[0], 1)
+    for descriptor in (reader, writer, *another):
+        os.close(descriptor)
 
 
 def test_a_machine_that_stood_still_costs_no_gate(make_striker: Any) -> None:

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from expedited.teardown import Cgroup, Fate, Mode, Order, Outcome, PageCache, Po
 from expedited.teardown import orders as orders_module
 from expedited.teardown import reap as reap_module
 from expedited.teardown.linux import MreleaseSupport
+from support.waiting import wait_for
 
 strike_module = importlib.import_module("expedited.teardown.strike")  # the package's `strike` is the function
 
@@ -81,7 +83,7 @@ def test_observe_touches_nothing_and_measures_the_runtimes_kill(
     assert (report.outcome, report.order, report.boosted, touched) == (Outcome.OBSERVED, "", (), [])
     assert report.signalled_seconds is None
     assert report.gone_seconds is not None
-    assert [one.fate for one in report.processes] == [Fate.GONE]
+    assert [one.fate for one in report.processes] == [Fate.KILLED]
     if memory_is_counted:
         assert report.bytes_returned >= 0.9 * 32 * MIB  # the counters may lag
         assert report.memory_back_seconds is not None
@@ -140,7 +142,7 @@ def follow(scratch: Any, pid: int, runtime: Runtime | None = None, **policy: Any
             reapers=reapers,
         )
         one.signal()
-        one.answered()
+        one.answered(time.monotonic())
         if runtime is not None:
             runtime.start()
         return one.finish()
@@ -321,6 +323,28 @@ def test_a_process_that_is_slow_to_die_is_boosted(
     if lifted:
         assert while_boosted != before
     assert read_limits(scratch_cgroup) == before
+
+
+def test_who_is_killed_later_is_boosted_as_well(make_cgroup_v1: Any, hog: Any) -> None:
+    """The runtime kills init, and the kernel the others when init gets to it: they are the ones who starve."""
+    scratch = make_cgroup_v1()
+    first, second = (hog("--bytes", "8M", cgroup=scratch) for _ in range(2))
+
+    def is_real_time(pid: int) -> bool:
+        return os.sched_getscheduler(pid) == os.SCHED_RR
+
+    with Reapers() as reapers:
+        policy = Policy(order=Order.FOLLOW, min_size_bytes=0)
+        one = Strike(Cgroup.find(scratch.path), policy, init_pid=first.pid, runtime_kills=True, reapers=reapers)
+        one.signal()
+        strike = threading.Thread(target=one.finish)
+        with scratch.held_up():  # killed, each stays as it is
+            strike.start()
+            for process in (first, second):
+                assert not is_real_time(process.pid)
+                process.kill()
+                wait_for(partial(is_real_time, process.pid), "it is not boosted")
+        strike.join()
 
 
 def test_without_boost_nothing_is_lifted(scratch_cgroup: Any, hog: Any) -> None:
