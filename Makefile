@@ -57,7 +57,7 @@ test-kernel-all:  ## The same on 6.12, on x86_64 by QEMU and with the debug conf
 	@e2e/vm/kernel-tests --all $(KERNEL_TESTS)
 
 test-vm:  ## The virtual machine's own tests, then the teardown engine's, the observer's, the grace periods', OOM's, podman's and the page cache's in it on cgroup v2 and the patched kernel (SERIES=stock TEST="-k reap")
-	@deploy/setup.sh podman conmon crun
+	@deploy/setup.sh podman conmon crun cpio e2fsprogs kmod qemu-system-x86
 	@deploy/kernel/build --version $(VERSION) --series $(SERIES) >/dev/null
 	$(RUN) pytest e2e/vm
 	e2e/vm/run --kernel $(SERIES) --version $(VERSION) --memory 3G -- \
