@@ -57,7 +57,7 @@ def to_plain(findings: Iterable[Finding]) -> dict[str, Any]:
                 "area": finding.area.value,
                 "name": finding.name,
                 "found": finding.found,
-                "level": finding.ok.value,
+                "level": finding.level.value,
                 "costs": finding.costs,
                 "remedy": finding.remedy,
             }
@@ -72,15 +72,15 @@ def show(findings: Sequence[Finding], to: Console) -> None:
     for area, group in groupby(findings, key=lambda finding: finding.area):
         to.print(Text(area.value, style="bold"))
         for finding in group:
-            symbol, plain, style = _LOOKS[finding.ok]
+            symbol, plain, style = _LOOKS[finding.level]
             mark = Text(symbol if to.encoding.startswith("utf") else plain, style=style)
-            word = Text(finding.ok.value, style=style)
+            word = Text(finding.level.value, style=style)
             to.print(
                 _line(
                     1, (1, mark), (_WORD_COLUMNS, word), (name_columns, Text(finding.name)), (None, Text(finding.found))
                 )
             )
-            if finding.ok is not Level.OK:
+            if finding.level is not Level.OK:
                 for label, text in (("costs", finding.costs), ("to get it", finding.remedy)):
                     to.print(_line(_DETAIL_INDENT, (_LABEL_COLUMNS, Text(label)), (None, Text(text))), style="dim")
     to.print(_summary(findings))
@@ -96,7 +96,7 @@ def _line(indent: int, *cells: tuple[int | None, Text]) -> Padding:
 
 
 def _summary(findings: Sequence[Finding]) -> Text:
-    counts = ((level, sum(1 for finding in findings if finding.ok is level)) for level in Level)
+    counts = ((level, sum(1 for finding in findings if finding.level is level)) for level in Level)
     tally = ", ".join(f"{count} {level.value}" for level, count in counts if count)
     if works(findings):
         return Text(f"Kills can be caught and struck here: {tally}.", style="bold")

@@ -38,7 +38,7 @@ class Finding:
     Attributes:
         name: Of the thing.
         found: What is there.
-        ok: How good that is.
+        level: How good that is.
         costs: What it costs where it is missing.
         remedy: How to get it.
     """
@@ -46,11 +46,11 @@ class Finding:
     area: Area
     name: str
     found: str
-    ok: Level
+    level: Level
     costs: str
     remedy: str
 
 
 def works(findings: Iterable[Finding]) -> bool:
     """Whether the main job, catching kills and reaping, can work here."""
-    return all(finding.ok is not Level.BROKEN for finding in findings)
+    return all(finding.level is not Level.BROKEN for finding in findings)

@@ -39,8 +39,8 @@ def test_nothing_is_broken_off_here(findings: dict[str, Finding]) -> None:
 
 def test_root_on_this_machine_has_a_kill_gate(findings: dict[str, Finding]) -> None:
     assert os.geteuid() == 0
-    assert findings["fanotify"].ok is Level.OK
-    assert findings["process_mrelease"].ok is Level.OK
+    assert findings["fanotify"].level is Level.OK
+    assert findings["process_mrelease"].level is Level.OK
     assert works(findings.values())
 
 
@@ -49,7 +49,7 @@ def test_the_flags_are_the_kernels(findings: dict[str, Finding]) -> None:
     found = findings["mrelease flags"].found
     assert ("REAP_KILL" in found) == support.reap_kill
     assert ("KEEP_FILE" in found) == support.keep_file
-    assert (findings["mrelease flags"].ok is Level.OK) == (support.reap_kill and support.keep_file)
+    assert (findings["mrelease flags"].level is Level.OK) == (support.reap_kill and support.keep_file)
 
 
 def test_it_leaves_everything_as_it_was(settings: AgentSettings) -> None:
@@ -86,7 +86,7 @@ def test_one_surprise_does_not_hide_the_rest() -> None:
 
     kept, surprise = _guarded(Area.KERNEL, look)
     assert kept is first
-    assert surprise.ok is Level.UNKNOWN
+    assert surprise.level is Level.UNKNOWN
     assert "ValueError" in surprise.found
 
 

@@ -64,7 +64,7 @@ def _named(finding: Finding) -> set[str]:
 def test_nobody_at_work_is_said_with_where_they_were_looked_for(settings: AgentSettings) -> None:
     said = _findings(settings)
     for name, path in (("agent", settings.api_socket), ("striker", settings.striker_socket)):
-        assert said[name].ok is Level.DEGRADED
+        assert said[name].level is Level.DEGRADED
         assert said[name].found == f"{path}: not there"
         assert "expedited run" in said[name].remedy
     assert _named(said["striker"]) == {_NOTHING_STRUCK}
@@ -79,14 +79,14 @@ def test_a_striker_at_work_tells_how_it_is(settings: AgentSettings, run_dir: Pat
         said = _findings(settings)["striker"]
         assert f"pid {ready['pid']}, by fanotify, 1 gated, kernel {ready['kernel']}" in said.found
         quick = "not real-time" not in said.found and "memory not locked" not in said.found
-        assert said.ok is (Level.OK if quick else Level.DEGRADED)
+        assert said.level is (Level.OK if quick else Level.DEGRADED)
 
 
 def test_a_striker_that_only_observes_costs_what_it_costs_to_follow(settings: AgentSettings) -> None:
     with _striker(settings, "--source=observe") as (said, pid):
         finding = said["striker"]
         assert f"pid {pid}, by proc-connector" in finding.found
-    assert finding.ok is Level.DEGRADED
+    assert finding.level is Level.DEGRADED
     lacks = {_FOLLOWS}
     lacks |= {_QUEUES} if "not real-time" in finding.found else set()
     lacks |= {_OWN_PAGES} if "memory not locked" in finding.found else set()
@@ -113,7 +113,7 @@ def test_what_a_striker_at_work_lacks_is_what_it_costs_and_no_more(
 ) -> None:
     with _striker(settings, under=under) as (said, _):
         finding = said["striker"]
-    assert finding.ok is Level.DEGRADED
+    assert finding.level is Level.DEGRADED
     assert found in finding.found
     assert cost in finding.costs
     assert remedy in finding.remedy
@@ -122,7 +122,7 @@ def test_what_a_striker_at_work_lacks_is_what_it_costs_and_no_more(
 
 def test_a_striker_that_lacks_nothing_is_worth_what_none_would_cost() -> None:
     status = StrikerStatus(source="fanotify", realtime=True, memory_locked=True)
-    assert _at_work(status).ok is Level.OK
+    assert _at_work(status).level is Level.OK
     assert _named(_at_work(status)) == {_NOTHING_STRUCK}
     without_all = _at_work(StrikerStatus(source="proc-connector"))
     assert _named(without_all) == {_FOLLOWS, _QUEUES, _OWN_PAGES}
@@ -138,7 +138,7 @@ _OVER_AT_ONCE = "over before it could be followed"
 def test_the_gate_in_use_is_named_with_what_it_can_not_see(settings: AgentSettings) -> None:
     with _striker(settings, "--source=gate") as (said, _):
         source = said["source"]
-    assert source.ok is Level.OK
+    assert source.level is Level.OK
     assert source.found.startswith("fanotify, the kill gate; it can't see ")
     assert "what was over at once" not in source.found
     assert (_BY_NO_RUNTIME in source.costs, _FIRST_SECOND in source.costs, _OVER_AT_ONCE in source.costs) == (1, 1, 0)
@@ -148,7 +148,7 @@ def test_the_gate_in_use_is_named_with_what_it_can_not_see(settings: AgentSettin
 def test_the_observer_in_use_is_named_with_what_it_can_not_see_as_well(settings: AgentSettings) -> None:
     with _striker(settings, "--source=observe") as (said, _):
         source = said["source"]
-    assert source.ok is Level.DEGRADED
+    assert source.level is Level.DEGRADED
     assert works(said.values())
     assert source.found.startswith("proc-connector, the observer; it can't see what was over at once, ")
     assert (_BY_NO_RUNTIME in source.costs, _FIRST_SECOND in source.costs, _OVER_AT_ONCE in source.costs) == (1, 1, 1)
@@ -157,7 +157,7 @@ def test_the_observer_in_use_is_named_with_what_it_can_not_see_as_well(settings:
 
 def test_with_no_striker_no_source_is_in_use(settings: AgentSettings) -> None:
     source = _findings(replace(settings, source="gate"))["source"]
-    assert source.ok is Level.UNKNOWN
+    assert source.level is Level.UNKNOWN
     assert source.found == "none in use, as no striker answers; configured: gate"
     assert _BY_NO_RUNTIME in source.costs
 
@@ -165,7 +165,7 @@ def test_with_no_striker_no_source_is_in_use(settings: AgentSettings) -> None:
 def test_an_agent_at_work_tells_of_its_striker_and_its_runtime(settings: AgentSettings) -> None:
     wanted = replace(settings, metrics_address="", nri_socket="", containerd_socket="", log_format="json")
     with _running("expedited.agent", wanted.to_json()) as agent:
-        while (said := _findings(wanted))["agent"].ok is not Level.OK:
+        while (said := _findings(wanted))["agent"].level is not Level.OK:
             assert agent.poll() is None, agent.communicate()
     assert said["agent"].found.startswith(f"{__version__} at {wanted.api_socket}; striker ok")
     assert "no control API" in said["agent"].costs
@@ -180,7 +180,7 @@ def test_an_agent_without_a_striker_costs_the_strikes_and_not_the_control_api(se
         with _running("expedited.agent", wanted.to_json()) as agent:
             while "striker starting" not in (said := _findings(wanted))["agent"].found:
                 assert agent.poll() is None, agent.communicate()
-    assert said["agent"].ok is Level.DEGRADED
+    assert said["agent"].level is Level.DEGRADED
     assert "kills go the runtime's way" in said["agent"].costs
     assert "no control API" not in said["agent"].costs
     assert "again and again" in said["agent"].remedy
@@ -189,13 +189,13 @@ def test_an_agent_without_a_striker_costs_the_strikes_and_not_the_control_api(se
 def test_an_agent_whose_striker_was_ended_for_good_is_to_be_started_anew(settings: AgentSettings) -> None:
     wanted = replace(settings, metrics_address="", nri_socket="", containerd_socket="", log_format="json")
     with _running("expedited.agent", wanted.to_json()) as agent:
-        while _findings(wanted)["agent"].ok is not Level.OK:
+        while _findings(wanted)["agent"].level is not Level.OK:
             assert agent.poll() is None, agent.communicate()
         with ApiClient(wanted.api_socket) as client:
             client.close_gate()
         said = _findings(wanted)
     assert "striker closed" in said["agent"].found
-    assert said["agent"].ok is Level.DEGRADED
+    assert said["agent"].level is Level.DEGRADED
     assert "expedited close has ended it" in said["agent"].remedy
     assert _named(said["striker"]) == {_NOTHING_STRUCK}
 
@@ -211,7 +211,7 @@ def test_whoever_listens_and_says_nothing_is_not_waited_for(
         mute.bind(str(run_dir / file))
         mute.listen()
         said = _findings(settings)[name]
-    assert said.ok is Level.DEGRADED
+    assert said.level is Level.DEGRADED
     assert "not answer" in said.found
     assert "log" in said.remedy
     assert _NOTHING_STRUCK not in said.costs  # nobody knows
@@ -231,7 +231,7 @@ def test_a_striker_that_talks_nonsense_is_no_striker(settings: AgentSettings, ru
             os._exit(0)
         said = _findings(settings)["striker"]
         os.waitpid(pid, 0)
-    assert said.ok is Level.DEGRADED
+    assert said.level is Level.DEGRADED
     assert _NOTHING_STRUCK not in said.costs  # nobody knows
 
 

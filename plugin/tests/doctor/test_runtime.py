@@ -39,14 +39,14 @@ def test_a_real_containerd_is_found_with_its_nri_and_its_containers(
     )
     version = containerd.ctr("version").stdout.split("Server:")[1].split("Version:")[1].split()[0]
     assert said["containerd"].found == f"{version} at {containerd.socket}"
-    assert said["containerd"].ok is Level.OK
+    assert said["containerd"].level is Level.OK
     assert said["NRI"].found == f"the runtime listens at {containerd.nri_socket}"
-    assert said["NRI"].ok is Level.OK
+    assert said["NRI"].level is Level.OK
     # The container and its sandbox, at least: the daemon is shared with other tests
     root, count = said["state directories"].found.split(": ")
     assert root == containerd.state_root
     assert int(count.split()[0]) >= 2
-    assert said["state directories"].ok is Level.OK
+    assert said["state directories"].level is Level.OK
 
 
 def test_looking_for_nri_leaves_no_trace_in_the_runtimes_log(
@@ -71,7 +71,7 @@ def test_where_nri_is_elsewhere_the_daemons_own_configuration_is_read(
     containerd: PrivateContainerd, settings: AgentSettings
 ) -> None:
     said = _findings(replace(settings, containerd_socket=str(containerd.socket)))["NRI"]
-    assert said.ok is Level.DEGRADED
+    assert said.level is Level.DEGRADED
     assert said.found == f"{settings.nri_socket}: not there; {containerd.root}/config.toml has disable = false"
 
 
@@ -82,14 +82,14 @@ def test_nothing_there_is_degraded_and_names_the_places(settings: AgentSettings)
         ("NRI", settings.nri_socket),
         ("state directories", settings.state_roots[0]),
     ):
-        assert said[name].ok is Level.DEGRADED
+        assert said[name].level is Level.DEGRADED
         assert path in said[name].found
 
 
 def test_what_is_configured_off_is_not_missed(settings: AgentSettings) -> None:
     said = _findings(replace(settings, nri_socket="", containerd_socket=""))
-    assert said["NRI"].ok is Level.OK
-    assert said["containerd"].ok is Level.OK
+    assert said["NRI"].level is Level.OK
+    assert said["containerd"].level is Level.OK
 
 
 def test_a_containerd_that_does_not_answer_is_not_waited_for(settings: AgentSettings) -> None:
@@ -97,7 +97,7 @@ def test_a_containerd_that_does_not_answer_is_not_waited_for(settings: AgentSett
         mute.bind(settings.containerd_socket)
         mute.listen()
         said = _findings(settings)["containerd"]
-    assert said.ok is Level.DEGRADED
+    assert said.level is Level.DEGRADED
     assert said.found.count(settings.containerd_socket) >= 1
     assert "does not answer" in said.found or "can't be reached" in said.found
 
@@ -131,7 +131,7 @@ def test_a_containerd_before_1_7_is_too_old_for_nri(settings: AgentSettings, ver
         said = _findings(settings)["containerd"]
     finally:
         server.stop(None).wait()
-    assert said.ok is level
+    assert said.level is level
     assert said.found.startswith(f"{version} at {settings.containerd_socket}")
 
 
@@ -145,7 +145,7 @@ def test_programs_are_found_by_the_path_and_asked_for_their_version(
     said = _findings(settings)["programs"]
     assert f"runc 1.3.6+x1 ({run_dir}/runc)" in said.found
     assert f"crun of unknown version ({run_dir}/crun)" in said.found
-    assert said.ok is Level.OK
+    assert said.level is Level.OK
 
 
 # -- NRI and containerd's configuration --------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def test_why_nri_is_not_there_is_read_from_the_configuration(
     (run_dir / "drop-in" / "10-nri.toml").write_text(_NRI + "disable = false")
     with _daemon_with(config) as pid:
         said = look_at_nri(f"{run_dir}/nri.sock", pid, version)
-    assert said.ok is Level.DEGRADED
+    assert said.level is Level.DEGRADED
     assert expected in said.found
     assert str(config) in said.found
 
@@ -200,7 +200,7 @@ def test_a_socket_that_nobody_listens_at_is_told_from_one_that_can_not_be_seen(r
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(path)
         listener.listen()
-        assert look_at_nri(path, 0, None).ok is Level.OK
-    assert look_at_nri(path, 0, None).ok is Level.UNKNOWN
+        assert look_at_nri(path, 0, None).level is Level.OK
+    assert look_at_nri(path, 0, None).level is Level.UNKNOWN
     with _daemon_with(run_dir / "config.toml") as pid:
         assert "nobody is seen to listen" in look_at_nri(path, pid, (2, 1)).found

@@ -31,7 +31,7 @@ def test_it_fits_the_terminal_and_loses_no_word(settings: AgentSettings, width: 
     letters = "".join(text.split())
     for finding in findings:
         assert finding.name in text
-        if finding.ok is not Level.OK:
+        if finding.level is not Level.OK:
             for part in finding.costs.split():
                 assert part in letters
 
