@@ -306,8 +306,10 @@ static void test_spliced(const char *path)
 
 	make_file(path, mapping.bytes, 11);
 	fd = open(path, O_RDONLY);
-	if (pipe(ends))
+	if (pipe(ends)) {
+		tap(false, "pages_in_a_pipe_stay_right", "no pipe: %s", strerror(errno));
 		return;
+	}
 	while (got < (ssize_t)mapping.bytes && (more = splice(fd, NULL, ends[1], NULL, mapping.bytes - got, SPLICE_F_NONBLOCK)) > 0)
 		got += more;
 	bool ok = reap_mapper(&mapping, 0, &ret);
@@ -375,8 +377,10 @@ static void test_program_text(const char *path, const char *self)
 		printf("# no copy of the program\n");
 	int ends[2], first = 0;
 
-	if (pipe(ends))
+	if (pipe(ends)) {
+		tap(false, "program_text", "no pipe: %s", strerror(errno));
 		return;
+	}
 	fflush(stdout);
 	pid_t pid = fork();
 
@@ -426,9 +430,11 @@ static void test_lru_work(const char *path)
 	struct mapping mapping = { path, 64 * MIB, PROT_READ, MAP_PRIVATE };
 	unsigned int keep = patched ? PROCESS_MRELEASE_KEEP_FILE : 0;
 	double young = 1e9, old = 1e9, seconds;
+	char switched[16];
 	long activated[2] = { 0, 0 }, before;
 	int ret, failed = 0;
 
+	read_text(switch_path, switched, sizeof(switched));
 	write_text(switch_path, "n");
 	for (int i = 0; i < 5; i++) {
 		/* read() once: the folio has been referenced, the next mark moves it. */
@@ -455,7 +461,7 @@ static void test_lru_work(const char *path)
 			failed += !!ret;
 		}
 	}
-	write_text(switch_path, "y");
+	write_text(switch_path, switched);
 	figure("lru_share_of_reap", "%.0f", 100 * (young - old) / young, "percent");
 	tap(!failed && activated[0] > 0, "a_reap_that_keeps_files_marks_them_accessed", "%ld pages activated in 5 reaps, %.1f ms young, %.1f ms old",
 	    activated[0], young * 1e3, old * 1e3);

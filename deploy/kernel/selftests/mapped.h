@@ -4,6 +4,7 @@
 #define MAPPED_H
 
 #include "mrelease.h"
+#include <sys/sysinfo.h>
 
 /* A clean file of @bytes on disk, nothing of it in the page cache. */
 static inline void make_file(const char *path, size_t bytes, uint64_t seed)
@@ -83,10 +84,10 @@ static inline unsigned long read_all(const volatile char *map, size_t bytes)
 	return sum;
 }
 
-/* Folios in a per-CPU list batch, and readahead pages that nobody mapped, may stay: one part in 64. */
+/* Readahead pages that nobody mapped may stay, one part in 64, and folios in the list batch of a CPU, 31 in each. */
 static inline bool is_gone(long pages, size_t bytes)
 {
-	return pages <= (long)(bytes / 4096 / 64);
+	return pages <= (long)(bytes / 4096 / 64 + 31 * get_nprocs());
 }
 
 static inline bool is_there(long pages, size_t bytes)

@@ -65,24 +65,24 @@ static void test_two_reapers(int rounds)
 
 int main(void)
 {
-	int kills = atoi(getenv("MRELEASE_KILLS") ?: "10000");
+	int kills = part_of_kills(1), some = part_of_kills(10), few = part_of_kills(50);
 	bool patched = has_flag(PROCESS_MRELEASE_REAP_KILL);
 	int lost;
 
-	lost = count_lost(kills / 10, false, 0);
-	tap(lost >= 0, "kill_then_reap", "%d of %d came too late", lost, kills / 10);
-	figure("lost_kill_then_reap", "%d", lost * 10000 / (kills / 10), "per_10000");
-	lost = count_lost(kills / 10, false, 300);
-	tap(lost >= 0, "kill_then_reap_300_us_later", "%d of %d came too late", lost, kills / 10);
-	figure("lost_kill_then_reap_300_us_later", "%d", lost * 10000 / (kills / 10), "per_10000");
+	lost = count_lost(some, false, 0);
+	tap(lost >= 0, "kill_then_reap", "%d of %d came too late", lost, some);
+	figure("lost_kill_then_reap", "%d", lost * 10000 / some, "per_10000");
+	lost = count_lost(some, false, 300);
+	tap(lost >= 0, "kill_then_reap_300_us_later", "%d of %d came too late", lost, some);
+	figure("lost_kill_then_reap_300_us_later", "%d", lost * 10000 / some, "per_10000");
 	if (patched) {
 		lost = count_lost(kills, true, 0);
 		tap(lost == 0, "reap_kill_never_loses", "%d of %d came too late", lost, kills);
 		figure("lost_reap_kill", "%d", lost, "per_run");
 		victim_bytes = 16 * MIB;
-		lost = count_lost(kills / 50, true, 0);
-		tap(lost == 0, "reap_kill_never_loses_against_16_mib", "%d of %d came too late", lost, kills / 50);
-		test_two_reapers(kills / 30);
+		lost = count_lost(few, true, 0);
+		tap(lost == 0, "reap_kill_never_loses_against_16_mib", "%d of %d came too late", lost, few);
+		test_two_reapers(part_of_kills(30));
 	}
 	return tap_end();
 }
