@@ -4,6 +4,7 @@
  * away before it has run its exit.
  */
 #include "mrelease.h"
+#include <linux/futex.h>
 
 #define VICTIMS 20
 /* OOM_REAPER_DELAY of mm/oom_kill.c */
@@ -229,6 +230,37 @@ static void many_idle(void *unused)
 		pause();
 }
 
+/* Lists that the thread's own exit won't find either: set_robust_list() takes any address. */
+static void has_list(void *head)
+{
+	if (syscall(SYS_set_robust_list, head, sizeof(struct robust_list_head)))
+		_exit(1);
+	report_ready();
+	for (;;)
+		pause();
+}
+
+static void list_nowhere(void *unused)
+{
+	void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	munmap(page, 4096);
+	has_list(page);
+}
+
+static void list_unreadable(void *unused)
+{
+	char *page = touched(4096);
+
+	mprotect(page, 4096, PROT_NONE);
+	has_list(page);
+}
+
+static void list_untouched(void *unused)
+{
+	has_list(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+}
+
 /* Who holds nothing is not waited for: held as it is, each of these would take the whole two seconds. */
 static void test_nothing_held(const char *name, victim_fn run)
 {
@@ -310,7 +342,7 @@ static void in_32_bits(const char *self)
 
 int main(int count, char **words)
 {
-	int kills = atoi(getenv("MRELEASE_KILLS") ?: "10000");
+	int kills = part_of_kills(1);
 
 	test_stopped("stopped_owner_of_a_robust_mutex", holds_one, false);
 	test_stopped("thread_that_owns_one", thread_holds, false);
@@ -320,6 +352,9 @@ int main(int count, char **words)
 	if (has_flag(PROCESS_MRELEASE_REAP_KILL)) {
 		test_nothing_held("a_process_that_holds_nothing_is_not_waited_for", sleeper);
 		test_nothing_held("threads_that_hold_nothing_are_not_waited_for", many_idle);
+		test_nothing_held("a_list_where_nothing_is_mapped_is_not_waited_for", list_nowhere);
+		test_nothing_held("a_list_that_may_not_be_read_is_not_waited_for", list_unreadable);
+		test_nothing_held("a_list_in_untouched_memory_is_not_waited_for", list_untouched);
 		test_held("a_victim_that_can_not_let_go_is_reaped_in_the_end", PROCESS_MRELEASE_REAP_KILL);
 		test_held("without_flags_as_well", 0);
 		test_killed_caller();
