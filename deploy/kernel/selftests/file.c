@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Page cache of the victim: what is freed with it, and what must stay, with the right contents. */
 #include "mapped.h"
+#include <linux/futex.h>
 
 static size_t file_bytes = 256 * MIB;
 static bool patched;
@@ -131,6 +132,61 @@ static void test_stranger(const char *path)
 	tap(!shared->result && is_there(pages, mapping.bytes), "another_user_reaps_and_frees_no_file", "%s, %ld pages",
 	    code(shared->result), pages);
 	let_go(pid, pidfd);
+}
+
+/* With something on its list of robust futexes, which a call waits for as long as the victim is held. */
+static void maps_file_and_owns(void *mapping)
+{
+	static struct {
+		struct robust_list link;
+		uint32_t futex;
+	} owned;
+	static struct robust_list_head head = { .list = { &owned.link }, .futex_offset = sizeof(owned.link) };
+
+	owned.link.next = &head.list;
+	if (syscall(SYS_set_robust_list, &head, sizeof(head)))
+		_exit(1);
+	maps_file(mapping);
+}
+
+static void reaps_without_flags(void *pidfd)
+{
+	mrelease((long)pidfd, 0);
+	_exit(0);
+}
+
+/*
+ * A call that asks for file folios is killed while it waits. What it asked for stays asked for: the victim's exit frees them,
+ * and so does, before that, another call that asks for nothing of the kind.
+ */
+static void test_interrupted(const char *path, bool call_again)
+{
+	const char *name = call_again ? "keep_file_keeps_nothing_that_another_call_asked_for" : "what_an_interrupted_call_asked_for_is_freed_at_exit";
+	struct mapping mapping = { path, 16 * MIB, PROT_READ, MAP_PRIVATE };
+	int pidfd, ret = 0, waits = 0;
+
+	make_file(path, mapping.bytes, 23);
+	pid_t pid = hold(maps_file_and_owns, &mapping, &pidfd);
+	pid_t caller = spawn(reaps_without_flags, (void *)(long)pidfd);
+
+	/* It has nothing else to wait for in a state that only a kill ends. */
+	for (int i = 0; i < 1000 && waits < 5; i++) {
+		waits += state_of(caller) == 'D';
+		usleep(1000);
+	}
+	finish(caller);
+	long before = resident_pages(path);
+
+	if (call_again)
+		ret = mrelease(pidfd, PROCESS_MRELEASE_KEEP_FILE);
+	else
+		let_go(pid, pidfd);
+	long after = resident_pages(path);
+
+	if (call_again)
+		let_go(pid, pidfd);
+	tap(waits == 5 && is_there(before, mapping.bytes) && !ret && is_gone(after, mapping.bytes), name,
+	    "%s, seen to wait %d times, %ld pages before, %ld after", code(ret), waits, before, after);
 }
 
 /* A process that nobody reaps leaves its page cache, on every kernel. */
@@ -484,6 +540,10 @@ int main(int argc, char **argv)
 	test_exclusive(path);
 	test_plain_exit(path);
 	test_stranger(path);
+	if (patched) {
+		test_interrupted(path, true);
+		test_interrupted(path, false);
+	}
 	test_second_mapper(path);
 	test_dirty_shared(path);
 	test_dirty_cache(path);
