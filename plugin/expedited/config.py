@@ -29,6 +29,7 @@ from expedited.config_file import read_file
 from expedited.errors import UsageError
 from expedited.quantity import SIZE_ACCEPTED, parse_address, parse_seconds, parse_size
 from expedited.settings import AgentSettings
+from expedited.socket_path import refuse_if_too_long
 from expedited.teardown.policy import Policy
 
 __all__ = ["ACCEPTED", "DEFAULT_FILE", "file_in_use", "load", "variables_in_use"]
@@ -44,13 +45,16 @@ _ENV_OF_SERVICES = re.compile(r"EXPEDITED_(.*_)?(SERVICE_(HOST|PORT)(_.*)?|PORT(
 
 _DEFAULTS = AgentSettings()
 
+# Of keys below it: a policy's, a namespace's policy's
+_LEVELS = {"policy": 1, "namespaces": 2}
+
 # A decision that takes longer than the supervisor waits for the gate would be the end of the gate.
 _LONGEST_BUDGET_SECONDS = 1.0
 
 #: What a value may be, for messages and the reference; TERMS has a policy's.
 ACCEPTED = {
     "run_dir": "an absolute path",
-    "state_roots": "a list of absolute paths (* stands for one level)",
+    "state_roots": "a list of absolute paths (* may be the whole last part)",
     "nri_socket": "an absolute path, or nothing for no NRI",
     "containerd_socket": "an absolute path, or nothing for no containerd",
     "cri_namespace": "a name such as k8s.io",
@@ -95,6 +99,7 @@ def _address(value: str) -> str:
 
 _NODE_NAME = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$"  # RFC 1123, as Kubernetes wants it
 _Path = Annotated[str, Field(pattern=r"^/[^\x00\n]*$")]
+_StateRoot = Annotated[str, Field(pattern=r"^(/[^\x00\n*]*|(/[^\x00\n*]+)?/\*)$")]
 _Socket = Annotated[str, BeforeValidator(_without_scheme), Field(pattern=r"^(/[^\x00\n]*)?$")]
 _Budget = Annotated[
     float, BeforeValidator(lambda value: parse_seconds(_text(value))), Field(le=_LONGEST_BUDGET_SECONDS)
@@ -127,7 +132,7 @@ class _Model(BaseSettings):
     )
 
     run_dir: _Path = _DEFAULTS.run_dir
-    state_roots: Annotated[tuple[_Path, ...], NoDecode, BeforeValidator(_listed)] = _DEFAULTS.state_roots
+    state_roots: Annotated[tuple[_StateRoot, ...], NoDecode, BeforeValidator(_listed)] = _DEFAULTS.state_roots
     nri_socket: _Socket = _DEFAULTS.nri_socket
     containerd_socket: _Socket = _DEFAULTS.containerd_socket
     cri_namespace: Annotated[str, Field(min_length=1)] = _DEFAULTS.cri_namespace
@@ -190,7 +195,12 @@ def load(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -
             return (*sources, InitSettingsSource(settings_cls, file))
 
     try:
-        return Loaded().settings()
+        settings = Loaded().settings()
+        for what in ("nri_socket", "containerd_socket"):
+            refuse_if_too_long(getattr(settings, what), what.replace("_", "-"))
+        return settings
+    except RecursionError as problem:
+        raise UsageError("environment: a variable has values within values without end") from problem
     except SettingsError as problem:
         name = re.search(r'field "(\w+)"', str(problem))
         variable = f"{_ENV}{name[1].upper()}" if name else "the environment"
@@ -275,8 +285,8 @@ def _refuse_unknown_variables() -> None:
     known = {f"{_ENV}{name.upper()}": name for name in _Model.model_fields}
     for variable in variables_in_use():
         name = variable.upper()
-        outer, levels, _ = name.partition("__")
-        if outer not in known or (levels and known[outer] not in ("policy", "namespaces")):
+        outer, *levels = name.split("__")
+        if outer not in known or len(levels) > _LEVELS.get(known[outer], 0):
             raise UsageError(f"environment: there is no variable {variable}{nearest(name, known)}")
 
 

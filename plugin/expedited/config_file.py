@@ -41,6 +41,8 @@ def read_file(path: Path) -> dict[str, Any]:
         raise UsageError(f"configuration file {path} can't be read: {problem.strerror}") from problem
     except UnicodeDecodeError as problem:
         raise UsageError(f"configuration file {path} is not UTF-8 text") from problem
+    except RecursionError as problem:
+        raise UsageError(f"configuration file {path} has values within values without end") from problem
     except yaml.MarkedYAMLError as problem:
         line = f" line {problem.problem_mark.line + 1}" if problem.problem_mark else ""
         raise UsageError(f"configuration file {path}{line}: {problem.problem or problem.context}") from problem

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 from typing import Any, TextIO
 
 import structlog
@@ -46,7 +47,7 @@ def configure(level: str = "info", format: str = "auto", stream: TextIO | None =
         raise UsageError(f"log_level is {level!r}: give one of {', '.join(_LEVELS)}")
     if format not in _FORMATS:
         raise UsageError(f"log_format is {format!r}: give one of {', '.join(_FORMATS)}")
-    target = sys.stderr if stream is None else stream
+    target = _Lossy(sys.stderr if stream is None else stream)
     console = format == "console" or (format == "auto" and target.isatty())
     structlog.configure(
         processors=[
@@ -56,7 +57,7 @@ def configure(level: str = "info", format: str = "auto", stream: TextIO | None =
             *(_console(colors=target.isatty()) if console else _json()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(target),
+        logger_factory=structlog.PrintLoggerFactory(target),  # type: ignore[arg-type]  # writes and flushes, no more
     )
     # asyncio and gRPC tell of their trouble through the standard library
     logging.basicConfig(level=logging.WARNING, handlers=[_Handover()], force=True)
@@ -91,6 +92,24 @@ def _console(*, colors: bool) -> tuple[Processor, ...]:
 
 def _json() -> tuple[Processor, ...]:
     return (structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str))
+
+
+class _Lossy:
+    """A stream on which a line is lost where nobody reads it any more, or the disk is full: that must not be the agent's end."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
 
 
 class _Handover(logging.Handler):

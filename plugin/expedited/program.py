@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 __all__ = ["run_program"]
@@ -17,6 +19,7 @@ def run_program(name: str, load: Callable[[], Any]) -> None:
         name: As it is called, and says of itself.
         load: Gives the application; only here, as to load it takes longer than to press Ctrl-C.
     """
+    _have_streams()
     from expedited.errors import ExpeditedError
 
     code = 0
@@ -49,6 +52,23 @@ def run_program(name: str, load: Callable[[], Any]) -> None:
             sys.exit(code)
         print(f"{name}: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)
+    except Exception as error:
+        what = _in_one_line(f"{type(error).__name__}: {error}")
+        print(f"{name}: a fault of its own, please report it: {what}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _have_streams() -> None:
+    """Whoever closed one has it go nowhere, and not to whatever is opened next; what a stream's encoding has not is shown as ?."""
+    for descriptor, stream, how in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, stream) is None:
+            with suppress(OSError):
+                os.fstat(descriptor)
+                continue
+            os.open(os.devnull, os.O_RDWR)  # the lowest that is free: those below it are open by now
+            setattr(sys, stream, os.fdopen(descriptor, how, closefd=False))
+        elif how == "w" and isinstance(getattr(sys, stream), io.TextIOWrapper):
+            getattr(sys, stream).reconfigure(errors="replace")
 
 
 def _in_one_line(message: str) -> str:

@@ -29,7 +29,7 @@ class AgentSettings:
 
     Attributes:
         run_dir: The agent's own directory, for its sockets.
-        state_roots: Runtime state directories to gate, ``*`` for one level of any name.
+        state_roots: Runtime state directories to gate; ``*`` as the last part stands for any name.
         nri_socket: Where the runtime listens for NRI plugins; empty: no NRI.
         containerd_socket: containerd's gRPC socket; empty: no containerd.
         cri_namespace: containerd's namespace for Kubernetes' containers.

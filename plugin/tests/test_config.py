@@ -163,7 +163,12 @@ def test_what_is_empty_says_nothing(write, text: str) -> None:  # type: ignore[n
         ("zzz: 1", "there is no key zzz; there are run-dir, state-roots,"),
         ("run-dir: /x\nrun_dir: /y", "the key run_dir is there twice"),
         ("run-dir: x", "run-dir takes an absolute path, not 'x'"),
-        ("state-roots: [run]", "state-roots takes a list of absolute paths (* stands for one level), not 'run'"),
+        ("state-roots: [run]", "state-roots takes a list of absolute paths (* may be the whole last part), not 'run'"),
+        (
+            "state-roots: [/run/*/crun]",
+            "state-roots takes a list of absolute paths (* may be the whole last part), not",
+        ),
+        ("state-roots: [/run/10*]", "state-roots takes a list of absolute paths (* may be the whole last part), not"),
         ("nri-socket: nri.sock", "nri-socket takes an absolute path, or nothing for no NRI, not 'nri.sock'"),
         ("metrics-address: 9788", "metrics-address takes HOST:PORT, or nothing for no metrics, not '9788'"),
         ("metrics-address: h:99999", "metrics-address takes HOST:PORT, or nothing for no metrics, not 'h:99999'"),
@@ -237,6 +242,10 @@ def test_a_file_that_was_named_must_be_there_and_be_a_readable_text(tmp_path: Pa
             "/x",
             "environment: there is no variable EXPEDITED_RUN_DIR__X; did you mean EXPEDITED_R",
         ),
+        ("EXPEDITED_POLICY__MODE__X", "1", "environment: there is no variable EXPEDITED_POLICY__MODE__X"),
+        ("EXPEDITED_POLICY", "[" * 5000, "environment: "),
+        ("EXPEDITED_CONTAINERD_SOCKET", "/" + "a" * 120, "containerd-socket /aaa"),
+        ("EXPEDITED_NRI_SOCKET", "/" + "a" * 120, "nri-socket /aaa"),
     ],
 )
 def test_what_is_wrong_in_the_environment_names_the_variable(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import suppress
 
 
 def main(arguments: list[str]) -> int:
@@ -36,9 +37,16 @@ def main(arguments: list[str]) -> int:
     except AlreadySaid as error:
         return error.exit_code
     except ExpeditedError as error:
-        print(f"expedited: {error}", file=sys.stderr)
-        return error.exit_code
+        return _say(str(error), error.exit_code)
+    except Exception as error:  # one line, whatever it was; whoever keeps the agent starts it again
+        return _say(f"a fault of its own: {type(error).__name__}: {error}", 1)
     return 0
+
+
+def _say(what: str, code: int) -> int:
+    with suppress(OSError):
+        print(f"expedited: {what}", file=sys.stderr, flush=True)
+    return code
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from expedited.agent.striker import StrikerKeeper
 from expedited.api.backend import Target
 from expedited.errors import ExpeditedError
 from expedited.inventory import Inventory, State
-from expedited.teardown.policy import Policy
-from expedited.teardown.report import Report
+from expedited.teardown.policy import Mode, Policy
+from expedited.teardown.report import Outcome, Report
 
 __all__ = ["Orders"]
 
@@ -43,7 +43,7 @@ class Orders:
     async def strike(self, target: Target, overrides: dict[str, Any]) -> Sequence[Report]:
         """Strike a target, with these fields of its policy changed; a report for each cgroup.
 
-        Of a pod those that can be struck are, whatever becomes of the others.
+        Of a pod those that can be struck are, whatever becomes of the others, whose reports say FAILED.
 
         Raises:
             ExpeditedError: there is no such target, or it must not be struck, or there is no striker; of a pod: nothing of it
@@ -54,6 +54,8 @@ class Orders:
         if target.container_id:
             return [await self._strike_one(overrides, id=self._inventory.find(target.container_id).id)]
         members = [known for known in self._inventory.by_pod(target.pod) if known.seen.state is not State.STOPPED]
+        if not members:
+            raise ExpeditedError(f"pod {target.pod}: all of it has stopped already")
         containers = [known.id for known in members if not known.sandbox]
         reports, refused = await self._strike_all(overrides, containers)
         # The sandbox holds the pod's namespaces: it goes when nobody is left in them. With it goes the shim that serves
@@ -62,24 +64,24 @@ class Orders:
         if sandboxes:
             await self._wait_noted([report.container_id for report in reports])
         more, also_refused = await self._strike_all(overrides, sandboxes)
-        refused += also_refused
+        refused |= also_refused
         if refused and not reports and not more:
-            raise refused[0]
-        for problem in refused:
-            _log.warning("a part of a pod was not struck", pod=target.pod, why=str(problem))
-        return reports + more
+            raise next(iter(refused.values()))
+        for container_id, problem in refused.items():
+            _log.warning("a part of a pod was not struck", pod=target.pod, id=container_id, why=str(problem))
+        return [*reports, *more, *(_failed(container_id, problem) for container_id, problem in refused.items())]
 
     async def _strike_all(
         self, overrides: dict[str, Any], ids: Sequence[str]
-    ) -> tuple[list[Report], list[ExpeditedError]]:
-        """At once; the reports there are, and why there are no others."""
+    ) -> tuple[list[Report], dict[str, ExpeditedError]]:
+        """At once; the reports there are, and why there are no others, by the container's id."""
         strikes = (self._strike_one(overrides, id=each) for each in ids)
         said = await asyncio.gather(*strikes, return_exceptions=True)
         for one in said:
             if isinstance(one, BaseException) and not isinstance(one, ExpeditedError):
                 raise one
         reports = [one for one in said if isinstance(one, Report)]
-        return reports, [one for one in said if isinstance(one, ExpeditedError)]
+        return reports, {each: one for each, one in zip(ids, said, strict=True) if isinstance(one, ExpeditedError)}
 
     async def _wait_noted(self, ids: Sequence[str]) -> None:
         give_up_at = time.monotonic() + _NOTED_SECONDS
@@ -98,3 +100,15 @@ class Orders:
             "strike", policy=overrides, trigger="api", timeout_seconds=deadline + _ANSWER_SLACK_SECONDS, **target
         )
         return Report.from_json(answer["report"])
+
+
+def _failed(container_id: str, problem: ExpeditedError) -> Report:
+    return Report(
+        container_id=container_id,
+        cgroup="",
+        trigger="api",
+        mode=str(Mode.STRIKE),
+        outcome=Outcome.FAILED,
+        reason=str(problem),
+        started_at=time.time(),
+    )

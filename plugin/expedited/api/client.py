@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from math import inf
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +23,7 @@ __all__ = ["ApiClient"]
 
 # For all but a strike, which has its own deadline, and a watch, which has none
 _ANSWER_SECONDS = 10.0
+_STRIKE_SLACK_SECONDS = 60.0
 # Strikes in progress may end first
 _CLOSE_SECONDS = 25.0
 
@@ -67,7 +70,13 @@ class ApiClient:
     def strike(self, request: pb.StrikeRequest) -> list[pb.Stop]:
         """Kill and tear down now; returns when it is done."""
         with self._one_line_errors():
-            return list(self._stub.Strike(request).stops)
+            # Of a pod its containers first, then its sandbox. Without a deadline of the request's the policy's holds, which is not known
+            deadline = request.deadline_seconds
+            return list(
+                self._stub.Strike(
+                    request, timeout=2 * deadline + _STRIKE_SLACK_SECONDS if 0 < deadline < inf else None
+                ).stops
+            )
 
     def containers(self, *, sandboxes: bool = False) -> list[pb.Container]:
         """The containers that the agent knows, with the memory they hold now."""
@@ -120,6 +129,9 @@ class ApiClient:
         return ExpeditedError(details or f"the agent at {self._path} answered {code.name}")
 
     def _no_agent(self) -> ExpeditedError:
+        with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
+            probe.connect(self._path)
+            return ExpeditedError(f"the agent at {self._path} does not answer: see its log")
         try:
             owner = Path(self._path).stat().st_uid
         except PermissionError:

@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 
 from expedited.api.backend import Status
 from expedited.pb.v1 import expedited_pb2 as pb
-from expedited.sighting import Container
+from expedited.sighting import Container, State
 from expedited.stop import Stop
 from expedited.teardown.policy import Policy
 from expedited.teardown.report import Memory
@@ -59,6 +59,7 @@ def container_to_pb(container: Container) -> pb.Container:
     """One container with what it holds now, zeros where it is gone; reads its cgroup, so not in an event loop."""
     seen = container.seen
     cgroup = container.find_cgroup()
+    holds = _memory_to_pb(cgroup.memory() if cgroup else None)
     return pb.Container(
         id=seen.id,
         runtime_namespace=seen.runtime_namespace,
@@ -67,7 +68,7 @@ def container_to_pb(container: Container) -> pb.Container:
         pid=seen.pid,
         cgroup=cgroup.path if cgroup else "",
         policy=_policy_to_pb(container.policy),
-        memory=_memory_to_pb(cgroup.memory() if cgroup else None) or pb.Memory(),
+        memory=holds or (pb.Memory() if seen.pid or seen.state is State.STOPPED else None),
         state=seen.state.value,
         sandbox=container.sandbox,
         gated=container.gated,

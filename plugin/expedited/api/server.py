@@ -26,6 +26,7 @@ from expedited.pb.v1 import expedited_pb2 as pb
 from expedited.pb.v1 import expedited_pb2_grpc as pb_grpc
 from expedited.sighting import Container
 from expedited.socket_path import refuse_if_too_long
+from expedited.teardown.policy import LONGEST_SECONDS
 
 __all__ = ["serving"]
 
@@ -174,8 +175,10 @@ def _overrides(request: pb.StrikeRequest) -> dict[str, Any]:
             overrides[term.field] = term.parse(value)
     seconds = request.deadline_seconds
     if seconds:
-        if not (math.isfinite(seconds) and seconds > 0):
-            raise UsageError(f"deadline_seconds is {seconds:g}: give a number of seconds above 0")
+        if not (math.isfinite(seconds) and 0 < seconds <= LONGEST_SECONDS):
+            raise UsageError(
+                f"deadline_seconds is {seconds:g}: give a number of seconds above 0, up to {LONGEST_SECONDS}"
+            )
         overrides["deadline_seconds"] = seconds
     return overrides
 

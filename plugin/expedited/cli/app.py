@@ -134,12 +134,12 @@ def kill(
     raise typer.Exit(
         do(
             settings,
-            container_id=container or "",
-            cgroup=cgroup or "",
-            pod=pod or "",
-            page_cache=page_cache or "",
-            boost=boost or "",
-            deadline=deadline or "",
+            container_id=container,
+            cgroup=cgroup,
+            pod=pod,
+            page_cache=page_cache,
+            boost=boost,
+            deadline=deadline,
             as_json=json,
         )
     )

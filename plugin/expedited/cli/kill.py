@@ -22,17 +22,18 @@ from expedited.teardown.report import Outcome
 __all__ = ["kill"]
 
 _NOT_DONE = (Outcome.DEADLINE, Outcome.FAILED)
+_LONGEST_NAME = 4096  # PATH_MAX of linux/limits.h
 
 
 def kill(
     settings: AgentSettings,
     *,
-    container_id: str,
-    cgroup: str,
-    pod: str,
-    page_cache: str,
-    boost: str,
-    deadline: str,
+    container_id: str | None,
+    cgroup: str | None,
+    pod: str | None,
+    page_cache: str | None,
+    boost: str | None,
+    deadline: str | None,
     as_json: bool,
 ) -> int:
     """Strike by the agent; a cgroup also without one.
@@ -43,17 +44,23 @@ def kill(
     Raises:
         UsageError: not exactly one target, a wrong value, or something that must not be struck; nothing was done.
     """
-    if sum(map(bool, (container_id, cgroup, pod))) != 1:
+    named = {
+        name: value
+        for name, value in (("container_id", container_id), ("cgroup", cgroup), ("pod", pod))
+        if value is not None
+    }
+    if len(named) != 1:
         raise UsageError("kill what? Give a container's id, or one of --cgroup and --pod")
+    _refuse_what_names_nothing(*named.values())
     said = {"page-cache": page_cache, "boost": boost, "deadline": deadline}
-    parsed = {name: _parsed(name, value) for name, value in said.items() if value}
+    parsed = {name: _parsed(name, value) for name, value in said.items() if value is not None}
     if cgroup and _nobody_listens_at(settings.api_socket):
         stops = [_strike_without_agent(settings.policy, cgroup, parsed)]
     else:
         request = pb.StrikeRequest(
-            **{k: v for k, v in (("container_id", container_id), ("cgroup", cgroup), ("pod", pod)) if v},
-            page_cache=page_cache,
-            boost=boost,
+            **named,
+            page_cache=parsed.get("page-cache", ""),
+            boost=("on" if parsed["boost"] else "off") if "boost" in parsed else "",
             deadline_seconds=parsed.get("deadline", 0.0),
         )
         with ApiClient(settings.api_socket) as agent:
@@ -66,6 +73,18 @@ def kill(
         for stop in stops:
             print_steps(stop, terminal)
     return 1 if any(stop.outcome in _NOT_DONE for stop in stops) else 0
+
+
+def _refuse_what_names_nothing(name: str) -> None:
+    """Before it is sent: an id that a variable in a script did not have, or what no name can be."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{name!r} is no name: it is not UTF-8") from None
+    if not name.strip():
+        raise UsageError("kill what? The name that was given is empty")
+    if len(name) > _LONGEST_NAME:
+        raise UsageError(f"nothing is called {name[:40]}... ({len(name):,} letters)")
 
 
 def _parsed(name: str, value: str) -> Any:

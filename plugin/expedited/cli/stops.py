@@ -21,7 +21,7 @@ def show_stops(settings: AgentSettings, *, prefix: str, follow: bool, limit: int
     with ApiClient(settings.api_socket) as agent:
         found = [stop for stop in reversed(agent.stops()) if _is_of(stop, prefix)]
         if not follow:
-            _print(found[-limit:] if limit else found, terminal, steps=steps, as_json=as_json)
+            _print(found[-limit:] if limit else found, terminal, steps=steps, as_json=as_json, prefix=prefix)
             return
         lines = None if as_json else StopLines(terminal)
         unwanted = len(found) - limit if limit else 0
@@ -43,17 +43,18 @@ def show_stops(settings: AgentSettings, *, prefix: str, follow: bool, limit: int
 
 
 def _is_of(stop: pb.Stop, prefix: str) -> bool:
-    pod = f"{stop.pod.namespace}/{stop.pod.name}"
-    return any(name.startswith(prefix) for name in (stop.container_id, stop.container_name, pod, stop.pod.name))
+    pod = f"{stop.pod.namespace}/{stop.pod.name}" if stop.pod.name else ""
+    names = (stop.container_id, stop.container_name, pod, stop.pod.name, stop.cgroup)
+    return any(name.startswith(prefix) for name in names if name or not prefix)
 
 
-def _print(stops: list[pb.Stop], terminal: Console, *, steps: bool, as_json: bool) -> None:
+def _print(stops: list[pb.Stop], terminal: Console, *, steps: bool, as_json: bool, prefix: str) -> None:
     if as_json:
         for stop in stops:
             print(json.dumps(to_plain(stop)))
         return
     if not stops:
-        terminal.print("no stops yet")
+        terminal.print(f"no stop of {prefix!r} is remembered" if prefix else "no stops yet")
         return
     for group in [[stop] for stop in stops] if steps else [stops]:
         table = stops_table(group, width=terminal.width)

@@ -112,12 +112,17 @@ def containers_table(containers: Iterable[pb.Container], title: str | None = Non
             _label(each.pod, each.name, each.id[:_SHORT_ID]),
             each.id[:_SHORT_ID],
             _state(each),
-            format_size(each.memory.anon_bytes),
-            format_size(each.memory.file_bytes),
+            held(each, "anon_bytes"),
+            held(each, "file_bytes"),
             each.policy.mode,
             "yes" if each.gated else Text("no", style="yellow"),
         )
     return table
+
+
+def held(container: pb.Container, kind: str) -> str:
+    """What it holds of a kind of memory, if that is known: of a container that only the striker sees it is not."""
+    return format_size(getattr(container.memory, kind)) if container.HasField("memory") else "-"
 
 
 def _state(container: pb.Container) -> str | Text:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import sys
 import termios
 import tty
@@ -41,12 +42,27 @@ def show_top(settings: AgentSettings, *, once: bool, every_seconds: float, as_js
             first = _picture(agent, terminal.width, terminal.height)
             # The keyboard first: who sees the first picture may press a key. And that is not drawn while Live begins, as an
             # interrupt would then find nobody to take it off the screen.
-            with _keys() as pressed, Live(console=terminal, screen=True, auto_refresh=False) as live:
+            with _ended_in_order(), _keys() as pressed, Live(console=terminal, screen=True, auto_refresh=False) as live:
                 live.update(first, refresh=True)
                 while pressed(every_seconds) != b"q":
                     live.update(_picture(agent, terminal.width, terminal.height), refresh=True)
         except KeyboardInterrupt:
             pass
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Whoever ends it by a signal finds the terminal as it was."""
+
+    def end(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

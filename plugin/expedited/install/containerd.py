@@ -100,6 +100,8 @@ def _import_drop_ins(daemon: Daemon, record: Record) -> bool:
         return record.put(daemon.config, f"version = 2\n{_import_line(record.root)}\n")
     text = target.read_text(encoding="utf-8")
     imports = tomllib.loads(text).get("imports")
+    if not isinstance(imports, list | None):
+        raise ExpeditedError(f"{daemon.name}: imports is no list in {daemon.config}: mend that, and try again")
     if imports and not any(fnmatch("/etc/containerd/conf.d/10-expedited.toml", str(each)) for each in imports):
         raise ExpeditedError(
             f'{daemon.name}: {daemon.config} has imports of its own: add "conf.d/*.toml" to them, and try again'
@@ -126,23 +128,34 @@ def _ask(daemon: Daemon, root: Path) -> tuple[int, bool]:
     command = [daemon.binary, "--config", str(path), "config", "dump"]
     try:
         answer = subprocess.run(
-            command, capture_output=True, text=True, timeout=_DUMP_SECONDS, check=False, stdin=subprocess.DEVNULL
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_DUMP_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.TimeoutExpired) as problem:
         raise ExpeditedError(f"{daemon.name}: {daemon.binary} can't be asked about its configuration") from problem
     if answer.returncode:
         said = (answer.stderr.strip().splitlines() or ["it says nothing"])[-1]
         raise ExpeditedError(f"{daemon.name}: {' '.join(command)} fails: {_plain(said)}")
-    effective = tomllib.loads(answer.stdout)
-    nri = effective.get("plugins", {}).get(_NRI)
-    on = nri is not None and not nri.get("disable", False) and _NRI not in effective.get("disabled_plugins", ())
-    return int(written.get("version") or effective.get("version", 2)), on
+    try:
+        effective = tomllib.loads(answer.stdout)
+        nri = effective.get("plugins", {}).get(_NRI)
+        on = nri is not None and not nri.get("disable", False) and _NRI not in effective.get("disabled_plugins", ())
+        return int(written.get("version") or effective.get("version", 2)), on
+    except (ValueError, TypeError, AttributeError) as problem:
+        raise ExpeditedError(
+            f"{daemon.name}: {path}, or what is printed of it, is no configuration: {problem}"
+        ) from problem
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as problem:
+    except ValueError as problem:  # no UTF-8 either
         raise ExpeditedError(f"{path} is not TOML: {problem}") from problem
 
 

@@ -65,7 +65,8 @@ def install(root: Path, starter: Starter | None, say: Callable[[str], None], pro
     if starter is Starter.NRI and changed:
         restart = restart or [daemon.name for daemon in daemons(root)]
     if not (changed or restart):
-        say("everything was in place already")
+        if not record.left:
+            say("everything was in place already")
         if starter is Starter.NRI:
             for daemon in daemons(root):
                 say(

@@ -32,6 +32,7 @@ class Record:
         lines: Path of a file that was there before, to the one line that was added to it.
         replaced: Path of such a file, to our line in it and the one that was there in its place.
         directories: In the order in which they were made.
+        left: Whether a file of ours was not written this time, as somebody has changed it.
     """
 
     root: Path
@@ -40,6 +41,7 @@ class Record:
     lines: dict[str, str] = field(default_factory=dict)
     directories: list[str] = field(default_factory=list)
     replaced: dict[str, list[str]] = field(default_factory=dict)
+    left: bool = False
 
     @classmethod
     def read(cls, root: Path, say: Callable[[str], None]) -> Record:
@@ -57,7 +59,7 @@ class Record:
             return cls(root, say)
         except OSError as problem:
             raise ExpeditedError(f"{place}: {problem.strerror}: run this as root") from problem
-        except (ValueError, LookupError, TypeError) as problem:
+        except (ValueError, LookupError, TypeError, AttributeError) as problem:
             raise ExpeditedError(
                 f"{place} is damaged: remove by hand what `expedited install` lists, then that file"
             ) from problem
@@ -75,13 +77,14 @@ class Record:
         Raises:
             ExpeditedError: somebody else's is there.
         """
-        target = self.root / path.lstrip("/")
+        target = self._target(path)
         self._refuse_strangers(path, target)
         if self._holds(target, text.encode()) and target.stat().st_mode & 0o777 == mode:
             self._remember(path, text.encode())
             return False
         if target.exists() and not self._unchanged(path, target):
             self.say(f"left {path}: it was changed since; move it away to have it anew")
+            self.left = True
             return False
         self._make_parents(target)
         self._remember(path, text.encode())
@@ -95,7 +98,7 @@ class Record:
         Raises:
             ExpeditedError: something else is there.
         """
-        target = self.root / path.lstrip("/")
+        target = self._target(path)
         if target.is_symlink() and str(target.readlink()) == to:
             self._remember(path, to.encode())
             return False
@@ -168,6 +171,17 @@ class Record:
                 self.say(f"left {directory}: it is in use by others")
 
     # -- below ---------------------------------------------------------------------------------------------------------
+
+    def _target(self, path: str) -> Path:
+        """Where a path of the node's is, seen from here.
+
+        Raises:
+            ExpeditedError: a directory on the way is a link that leads out of the root, as an absolute one does from here.
+        """
+        target = self.root / path.lstrip("/")
+        if not Path(os.path.realpath(target.parent)).is_relative_to(os.path.realpath(self.root)):
+            raise ExpeditedError(f"{path}: a link on the way to it leads out of {self.root}: make it a relative one")
+        return target
 
     def _at_the_end_of_links(self, path: str) -> Path:
         """The file itself, where configuration management has put a symbolic link: that stays."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from expedited.errors import UsageError
+from expedited.errors import ExpeditedError, UsageError
 
 __all__ = ["AUTO", "OFF", "Access", "find_access"]
 
@@ -99,6 +99,7 @@ def find_access(
 
     Raises:
         UsageError: that kubeconfig can't be used.
+        ExpeditedError: it is not there (yet), or closed to us.
     """
     if wanted == OFF:
         return None
@@ -122,9 +123,9 @@ def _from_kubeconfig(path: Path) -> Access:
         user = (_named(data, "user", context["user"]) if context.get("user") else None) or {}
         url = urlsplit(cluster["server"])
         port = url.port or (443 if url.scheme == "https" else 80)
-    except OSError as problem:
-        raise UsageError(f"kubeconfig {path} can't be read: {problem.strerror}") from problem
-    except (yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError) as problem:
+    except OSError as problem:  # it may be written later, as by kubeadm
+        raise ExpeditedError(f"kubeconfig {path} can't be read: {problem.strerror}") from problem
+    except (yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError, RecursionError) as problem:
         reason = " ".join(str(problem).split())
         raise UsageError(
             f"kubeconfig {path} has no usable current context ({reason}): see `kubectl config`"

@@ -81,7 +81,7 @@ class Cluster:
 
     def _load(self, kubeconfig: str, context: str) -> None:
         config: Any = importlib.import_module("kubernetes.config")
-        damaged = (importlib.import_module("yaml").YAMLError, LookupError, TypeError, AttributeError)
+        damaged = (importlib.import_module("yaml").YAMLError, LookupError, TypeError, AttributeError, RecursionError)
         try:
             self._load_file(config, kubeconfig, context)
         except (config.ConfigException, OSError, ValueError, *damaged) as error:

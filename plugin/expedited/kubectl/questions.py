@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from expedited.cli.tables import console, outcome_text
+from expedited.cli.tables import console, held, outcome_text
 from expedited.errors import ExpeditedError, UsageError
 from expedited.kubectl.ask import Options, ask, print_json, read, tell_failed
 from expedited.kubectl.cluster import Answer
@@ -40,8 +41,8 @@ def top(options: Options, namespace: str) -> int:
             each["node"],
             _label(container.pod, container.name or container.id[:12]),
             container.state,
-            format_size(container.memory.anon_bytes),
-            format_size(container.memory.file_bytes),
+            held(container, "anon_bytes"),
+            held(container, "file_bytes"),
             container.policy.mode,
             "yes" if container.gated else Text("no", style="yellow"),
         )
@@ -120,6 +121,8 @@ def why(options: Options, namespace: str, pod: str, limit: int) -> int:
         ExpeditedError: no node remembers one.
     """
     in_namespace, name = _split(pod, namespace or options.cluster.namespace)
+    if not all(map(_NAME.fullmatch, (in_namespace, name))):
+        raise UsageError(f"{pod!r} is no pod: give NAME or NAMESPACE/NAME")
     # A pod that is there is known to its node alone; of one that has gone, any node may know
     node = options.node or options.cluster.node_of(in_namespace, name)
     answers, found = _stops(options, in_namespace, name, whole=True, limit=limit, node=node)
@@ -161,6 +164,10 @@ def _stops(
 
 def _of(thing: dict[str, Any], key: str) -> str:
     return str((thing.get("pod") or {}).get(key) or "")
+
+
+# Of a pod and a namespace (RFC 1123), as they are asked for by it: what is none must not become another path of the API
+_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?")
 
 
 def _split(pod: str, namespace: str) -> tuple[str, str]:

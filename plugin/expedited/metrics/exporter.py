@@ -70,8 +70,9 @@ class Metrics:
             What ends it, and waits until it has.
 
         Raises:
-            UsageError: that is no address of this machine.
-            ExpeditedError: the port is taken, or not ours to take.
+            UsageError: that is no address at all.
+            ExpeditedError: it is none of this machine's (yet: the network may be on its way up), or the port is taken, or not ours to
+                take.
         """
         try:
             host, port = parse_address(address)
@@ -80,14 +81,14 @@ class Metrics:
         try:
             return serve(host, port, self._registry)
         except (socket.gaierror, UnicodeError) as error:
-            raise UsageError(f"metrics-address is {address!r}: {host!r} is no host that is known here") from error
+            raise ExpeditedError(f"metrics-address is {address!r}: {host!r} is no host that is known here") from error
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise ExpeditedError(
                     f"metrics-address {address} is taken by another program: choose another port, or none"
                 ) from error
             if error.errno == errno.EADDRNOTAVAIL:
-                raise UsageError(f"metrics-address is {address!r}: {host} is no address of this machine") from error
+                raise ExpeditedError(f"metrics-address is {address!r}: {host} is no address of this machine") from error
             raise ExpeditedError(f"cannot serve metrics at {address}: {error.strerror}") from error
 
     def _counted(self, name: str) -> Any:

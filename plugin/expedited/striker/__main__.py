@@ -42,6 +42,8 @@ def main(arguments: list[str]) -> int:
         for name, value in options:
             if name in ("--state-root", "--run-dir") and not value.startswith("/"):
                 raise ValueError(f"{name} {value}: give a path that starts with /")
+            if name == "--state-root" and "*" in value.removesuffix("/*"):
+                raise ValueError(f"{name} {value}: * may be the whole last part, and nothing else")
         if chosen.get("hold-executions", "auto") not in ("auto", "on", "off"):
             raise ValueError(f"--hold-executions {chosen['hold-executions']}: give auto, on or off")
         if chosen.get("source", "auto") not in ("auto", "gate", "observe"):

@@ -74,7 +74,7 @@ def run(options: Options, heartbeat: Heartbeat, log: Log) -> int:
     _die_with_the_supervisor(heartbeat.supervisor_pid)
     try:
         policy = Policy.from_json(json.loads(options.policy)) if options.policy else Policy()
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         log.error(f"--policy {options.policy}: {error}; see docs/architecture.md for its fields")
         return 2
     sys.setswitchinterval(_SWITCH_SECONDS)

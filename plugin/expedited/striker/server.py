@@ -6,6 +6,7 @@ import json
 import os
 import select
 import socket
+import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -46,9 +47,14 @@ def listen(path: str) -> socket.socket:
         probe = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             probe.connect(path)
+        except FileNotFoundError:
+            pass
         except OSError:
-            if os.path.exists(path):
-                os.unlink(path)
+            if not stat.S_ISSOCK(os.lstat(path).st_mode):
+                raise ExpeditedError(
+                    f"{path} is in the way: it is no socket; move it away, or give another --run-dir"
+                ) from None
+            os.unlink(path)
         else:
             raise ExpeditedError(f"{path}: a striker listens there already; stop it first, or give another --run-dir")
         finally:

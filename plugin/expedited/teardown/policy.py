@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["Mode", "Order", "PageCache", "Policy"]
+__all__ = ["LONGEST_SECONDS", "Mode", "Order", "PageCache", "Policy"]
 
-_LONGEST_SECONDS = 3600
+#: Of a deadline.
+LONGEST_SECONDS = 3600
 
 
 class Mode(StrEnum):
@@ -41,6 +42,11 @@ class Order(StrEnum):
 class Policy:
     """How one container is torn down.
 
+    Words are as good as members of the enumerations.
+
+    Raises:
+        ValueError: a value is none of those that its field takes: a wrong one would be found out in the middle of a strike.
+
     Attributes:
         min_size_bytes: A container with less anonymous memory than this is not struck at all.
         deadline_seconds: After this long a strike reports what it reached and lets go.
@@ -52,6 +58,17 @@ class Policy:
     min_size_bytes: int = 1 << 20
     order: Order = Order.AUTO
     deadline_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name, kind in (("mode", Mode), ("page_cache", PageCache), ("order", Order)):
+            if type(getattr(self, name)) is not kind:
+                object.__setattr__(self, name, kind(getattr(self, name)))
+        if type(self.boost) is not bool:
+            raise ValueError(f"boost {self.boost!r}: give true or false")
+        if type(self.min_size_bytes) is not int or self.min_size_bytes < 0:
+            raise ValueError(f"min_size_bytes {self.min_size_bytes!r}: give a whole number of bytes")
+        if type(self.deadline_seconds) not in (int, float) or not 0 < self.deadline_seconds <= LONGEST_SECONDS:
+            raise ValueError(f"deadline_seconds {self.deadline_seconds!r}: give seconds above 0 and up to an hour")
 
     def for_container(self, container_id: str) -> Policy:
         """With COMPARE decided for this one.
@@ -77,14 +94,4 @@ class Policy:
         """
         if not isinstance(data, dict):
             raise TypeError("a policy is an object with fields")
-        kinds: dict[str, Any] = {"mode": Mode, "page_cache": PageCache, "order": Order}
-        values: dict[str, Any] = {name: kinds.get(name, lambda value: value)(value) for name, value in data.items()}
-        policy = cls(**values)
-        # A wrong type would be found out in the middle of a strike
-        if type(policy.boost) is not bool:
-            raise ValueError(f"boost {policy.boost!r}: give true or false")
-        if type(policy.min_size_bytes) is not int or policy.min_size_bytes < 0:
-            raise ValueError(f"min_size_bytes {policy.min_size_bytes!r}: give a whole number of bytes")
-        if type(policy.deadline_seconds) not in (int, float) or not 0 < policy.deadline_seconds <= _LONGEST_SECONDS:
-            raise ValueError(f"deadline_seconds {policy.deadline_seconds!r}: give seconds above 0 and up to an hour")
-        return policy
+        return cls(**data)

@@ -45,7 +45,7 @@ class Strike:
 
     Args:
         cgroup: What to tear down; see :meth:`Cgroup.find`.
-        policy: ``mode`` OBSERVE measures and touches nothing; ``order`` AUTO is decided by :func:`best_order`.
+        policy: ``mode`` OBSERVE measures and touches nothing, OFF does neither; ``order`` AUTO is decided by :func:`best_order`.
         init_pid: The container's init, which is killed first: its exit status is the container's, so nobody may give
             it a chance to see its children die and return something else.
         container_id: For the report.
@@ -69,6 +69,7 @@ class Strike:
         reapers: Reapers | None = None,
         held: Held | None = None,
     ) -> None:
+        policy = policy.for_container(container_id)
         self.cgroup = cgroup
         self.policy = policy
         self.container_id = container_id
@@ -92,7 +93,7 @@ class Strike:
         self._roster, self._boost, self._watch = held
         self._support = mrelease_support()
         self._killing: Killing | None = None  # of whom only observes there is none
-        if policy.mode is not Mode.OBSERVE:
+        if policy.mode is Mode.STRIKE:
             if reapers is None:
                 reapers = self._own_reapers = Reapers()
             before = self._watch.before
@@ -123,6 +124,19 @@ class Strike:
             TargetError: it is the root, or holds this process or pid 1, or nobody in it may be signalled from here; nothing was
                 touched.
         """
+        try:
+            return self._signal()
+        except BaseException as error:
+            if not self._skipped and not self._any_signalled():
+                self._skipped = (
+                    str(error) or type(error).__name__
+                )  # else the wait would begin by killing whoever is there
+            raise
+
+    def _signal(self) -> Outcome:
+        if self.policy.mode is Mode.OFF:
+            self._skipped = "the policy's mode is off"
+            return Outcome.SKIPPED
         before = self._watch.before
         if before is not None:
             self._story.tell(f"kill seen: {before.anon_bytes} bytes anonymous, {before.file_bytes} bytes of files")
@@ -347,7 +361,8 @@ def strike(
 
     Args:
         cgroup: From :meth:`Cgroup.find`, :meth:`Cgroup.of_process` or :meth:`Cgroup.from_runtime`.
-        policy: How; the defaults of :class:`Policy` if not given. Mode OBSERVE only measures.
+        policy: How; the defaults of :class:`Policy` if not given. Mode OBSERVE only measures, OFF leaves alone, COMPARE is one or the
+            other by the ``container_id``.
         init_pid: The process whose exit status counts; it is killed first.
         container_id: For the report.
         trigger: For the report.

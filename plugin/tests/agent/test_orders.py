@@ -86,7 +86,9 @@ async def test_what_can_be_struck_of_a_pod_is(make_orders: MakeOrders, logged: l
     orders, asked = make_orders(**{refused: UsageError(f"{refused}: a stop of it is in progress already")})
     reports = await orders.strike(Target(pod="u"), {})
     assert sorted(asked) == ["a", "b", "s"]
-    assert {report.container_id for report in reports} == {"a", "b", "s"} - {refused}
+    assert {report.container_id for report in reports} == {"a", "b", "s"}
+    (failed,) = [report for report in reports if report.outcome is Outcome.FAILED]
+    assert (failed.container_id, failed.reason) == (refused, f"{refused}: a stop of it is in progress already")
     assert [line["why"] for line in logged] == [f"{refused}: a stop of it is in progress already"]
 
 
@@ -94,6 +96,15 @@ async def test_a_pod_of_which_nothing_can_be_struck_is_an_error(make_orders: Mak
     orders, _ = make_orders(a=ExpeditedError("no a"), b=ExpeditedError("no b"), s=ExpeditedError("no s"))
     with pytest.raises(ExpeditedError, match=r"^no a$"):
         await orders.strike(Target(pod="u"), {})
+
+
+async def test_a_pod_that_has_stopped_already_is_an_error(make_orders: MakeOrders) -> None:
+    orders, asked = make_orders()
+    for name in ("a", "b", "s"):
+        orders._inventory.exited(Source.NRI, name)
+    with pytest.raises(ExpeditedError, match=r"^pod u: all of it has stopped already$"):
+        await orders.strike(Target(pod="u"), {})
+    assert asked == []
 
 
 async def test_a_default_is_never_told_without_the_exceptions_to_it(monkeypatch: pytest.MonkeyPatch) -> None:

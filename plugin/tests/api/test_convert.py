@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from expedited.api.convert import container_to_pb, stop_to_pb, to_plain
+from expedited.cli.tables import held
 from expedited.pb.v1 import expedited_pb2 as pb
-from expedited.sighting import Container
+from expedited.sighting import Container, State
 from expedited.stop import Stop
 from expedited.teardown.report import Outcome
 
@@ -54,6 +55,13 @@ def test_a_container_that_is_gone_holds_nothing(make_container: Callable[..., Co
     assert to_plain(message.memory) == {"anon_bytes": 0, "file_bytes": 0, "shmem_bytes": 0, "swap_bytes": 0}
     assert (message.state, message.gated, message.pod.name, message.cgroup) == ("running", True, "web", "")
     assert (message.policy.mode, message.policy.deadline_seconds) == ("strike", 30.0)
+
+
+def test_what_the_striker_alone_knows_has_no_memory_that_is_known(make_container: Callable[..., Container]) -> None:
+    known = make_container("c1")
+    message = container_to_pb(replace(known, seen=replace(known.seen, state=State.UNKNOWN)))
+    assert not message.HasField("memory")
+    assert held(message, "anon_bytes") == "-"
 
 
 def test_a_containers_memory_is_what_its_cgroup_holds(

@@ -94,6 +94,14 @@ def own_cgroup() -> str:
         (["--cgroup", "SLEEPER", "--page-cache", "dorp"], USAGE, "--page-cache takes"),
         (["--cgroup", "SLEEPER", "--deadline", "-1"], USAGE, "--deadline takes"),
         (["--cgroup", "SLEEPER", "--deadline", "2h"], USAGE, "up to an hour"),
+        (["--cgroup", "SLEEPER", "--deadline", ""], USAGE, "--deadline takes"),
+        (["--cgroup", "SLEEPER", "--boost", ""], USAGE, "--boost takes"),
+        (["c1", "--cgroup", ""], USAGE, "kill what?"),
+        (["--pod", ""], USAGE, "kill what?"),
+        ([" "], USAGE, "kill what?"),
+        (["c" * 5000], USAGE, "nothing is called cccc"),
+        (["\udcff"], USAGE, "it is not UTF-8"),
+        (["--cgroup", "/\udcff"], USAGE, "it is not UTF-8"),
         (["c1"], FAILED, "no agent at"),
         (["--pod", "a/b"], FAILED, "no agent at"),
     ],
@@ -278,3 +286,29 @@ def test_a_user_who_may_not(
         request.getfixturevalue("as_nobody")
         answer = expedited(*command.replace("SLEEPER", sleeper[0]).split(), "--run-dir", run_dir)
     one_line(answer, FAILED, "ask as root" if agent_runs or "SLEEPER" in command else "no agent at")
+
+
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("words", ["--version", "doctor --json", "status --run-dir /nowhere"])
+def test_a_stream_that_is_closed_is_no_traceback(words: str, redirection: str) -> None:
+    """What goes nowhere goes nowhere, and not to the first file that is opened."""
+    program = Path(sys.executable).with_name("expedited")
+    done = subprocess.run(
+        ["sh", "-c", f"{program} {words} {redirection}"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode in (0, 1)
+    assert "Traceback" not in done.stderr
+    assert "fault of its own" not in done.stderr
+
+
+def test_what_an_encoding_has_not_is_shown_as_a_question_mark(run_dir: Path) -> None:
+    program = Path(sys.executable).with_name("expedited")
+    done = subprocess.run(
+        [program, "status", f"--run-dir={run_dir}/\u4e2d"],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"expedited: no agent at ")
+    assert b"/?/expedited.sock" in done.stderr

@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 
+from expedited.api.client import ApiClient
 from expedited.pb.v1 import expedited_pb2 as pb
+from support.agent import AgentProcess
 
 Agent = Any
 StartAgent = Callable[..., Agent]
@@ -278,3 +280,54 @@ def test_follow_in_a_terminal_ends_by_ctrl_c(agent_with_stops: Agent) -> None:
         read_until(terminal, "struck")
         os.write(terminal, b"\x03")
         assert follow.wait(30) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_top_that_is_ended_leaves_the_terminal_as_it_was(agent_with_stops: Agent, number: signal.Signals) -> None:
+    with in_a_terminal(agent_with_stops, "top", "--every=0.2") as (top, terminal):
+        before = termios.tcgetattr(terminal)
+        shown = read_until(terminal, "recent stops")
+        assert termios.tcgetattr(terminal)[3] != before[3]
+        top.send_signal(number)
+        while select.select([terminal], [], [], 30)[0]:
+            try:
+                shown += os.read(terminal, 65536).decode()
+            except OSError:
+                break
+        assert top.wait(30) == 128 + number
+    assert "\x1b[?1049l" in shown
+    assert "\x1b[?25h" in shown
+
+
+def test_a_log_that_nobody_reads_any_more_is_not_the_end_of_the_agent(run_dir: Path, make_cgroup: MakeCgroup) -> None:
+    off = ("--nri-socket=", "--containerd-socket=", "--metrics-address=", "--kubernetes=off", NO_RUNTIME)
+    command = [AgentProcess.program, "run", f"--run-dir={run_dir}", "--log-level=debug", *off]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=AgentProcess.environment()) as process:
+        assert process.stderr is not None
+        while b"the kill gate is up" not in process.stderr.readline():
+            assert process.poll() is None
+        process.stderr.close()
+        with ApiClient(f"{run_dir}/expedited.sock") as asked:
+            for _ in range(2):
+                scratch = make_cgroup()
+                with sleeper_in(scratch) as sleeper:
+                    (stop,) = asked.strike(pb.StrikeRequest(cgroup=scratch.path))
+                    assert sleeper.wait(20) == -signal.SIGKILL
+                assert stop.outcome == "struck"
+            assert asked.status().striker == "ok"
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+def test_stops_are_asked_for_by_a_cgroups_path_too(agent_with_stops: Agent) -> None:
+    (newest,) = agent_with_stops.json("stops", "--limit=1")
+    assert newest["cgroup"]
+    assert newest in agent_with_stops.json("stops", newest["cgroup"], "--limit=0")
+    assert agent_with_stops.cli("stops", "/no/such").stdout == "no stop of '/no/such' is remembered\n"
+
+
+def test_a_boost_is_said_in_any_of_its_words(agent_with_stops: Agent, make_cgroup: MakeCgroup) -> None:
+    scratch = make_cgroup()
+    with sleeper_in(scratch) as sleeper:
+        assert agent_with_stops.cli("kill", "--cgroup", scratch.path, "--boost", "true").returncode == 0
+        assert sleeper.wait(20) == -signal.SIGKILL

@@ -37,6 +37,10 @@ def _everything(root: Path) -> dict[str, tuple[int, str]]:
     return found
 
 
+def _everything_as_bytes(root: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
 class Node:
     """A scratch root, and what was said about it."""
 
@@ -142,6 +146,20 @@ def test_what_was_changed_since_is_not_written_anew(node: Node) -> None:
     said = node.install()
     assert any(line.startswith("left /etc/systemd/system/expedited.service") for line in said)
     assert (node.root / "etc/systemd/system/expedited.service").read_text() == "theirs"
+    assert "everything was in place already" not in said
+
+
+def test_nothing_is_written_out_of_the_root(node: Node, tmp_path_factory: pytest.TempPathFactory) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    (node.root / "opt").symlink_to(outside)
+    with pytest.raises(ExpeditedError, match="/opt/nri/plugins/10-expedited: a link on the way to it leads out of"):
+        node.install(Starter.NRI)
+    assert list(outside.iterdir()) == []
+    (node.root / "opt").unlink()
+    (node.root / "srv").mkdir()
+    (node.root / "opt").symlink_to("srv")
+    node.install(Starter.NRI)
+    assert (node.root / "srv/nri/plugins/10-expedited").exists()
 
 
 def test_a_node_has_one_agent(node: Node) -> None:
@@ -159,9 +177,10 @@ def test_systemd_starts_it_where_it_runs_and_else_the_runtime(node: Node) -> Non
     assert (node.root / "etc/systemd/system/expedited.service").exists()
 
 
-def test_a_damaged_record_ends_in_one_line(node: Node) -> None:
+@pytest.mark.parametrize("text", ["{", "[]", "1", '{"files": 1}'])
+def test_a_damaged_record_ends_in_one_line(node: Node, text: str) -> None:
     node.install()
-    (node.root / "var/lib/expedited/installed.json").write_text("{")
+    (node.root / "var/lib/expedited/installed.json").write_text(text)
     with pytest.raises(ExpeditedError, match="is damaged"):
         node.remove()
 
@@ -236,6 +255,27 @@ def test_a_configuration_that_is_no_toml_is_named(with_containerd: Node) -> None
     with pytest.raises(ExpeditedError, match=r"config\.toml is not TOML"):
         with_containerd.install()
     assert _everything(with_containerd.root) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(b"version = \xff\n", "is not TOML"), (b'version = "two"\n', "config.toml"), (b"imports = 3\n", "config.toml")],
+)
+def test_a_configuration_of_another_kind_is_named(with_containerd: Node, text: bytes, words: str) -> None:
+    (with_containerd.root / "etc/containerd").mkdir()
+    (with_containerd.root / "etc/containerd/config.toml").write_bytes(text)
+    before = _everything_as_bytes(with_containerd.root)
+    with pytest.raises(ExpeditedError, match=words):
+        with_containerd.install()
+    assert _everything_as_bytes(with_containerd.root) == before
+
+
+@pytest.mark.parametrize("printed", ["printf '\\377'", "echo '['", "echo 'plugins = 3'", "echo 'version = \"x\"'"])
+def test_a_containerd_that_prints_no_configuration_is_named(node: Node, printed: str) -> None:
+    node.write("usr/bin/containerd", f"#!/bin/sh\n{printed}\n")
+    (node.root / "usr/bin/containerd").chmod(0o755)
+    with pytest.raises(ExpeditedError, match="is no configuration"):
+        node.install()
 
 
 def test_one_line_is_added_where_drop_ins_are_not_read_and_goes_again(with_containerd: Node) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from expedited.errors import UsageError
+from expedited.errors import ExpeditedError, UsageError
 from expedited.kube import Access, find_access
 
 
@@ -139,5 +139,6 @@ def test_a_kubeconfig_that_runs_a_program_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_kubeconfig_that_is_absent_is_told_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="can't be read: No such file"):
+    with pytest.raises(ExpeditedError, match="can't be read: No such file") as caught:
         find_access(str(tmp_path / "absent"))
+    assert caught.value.exit_code == 1  # it may be written later, and systemd is to try again

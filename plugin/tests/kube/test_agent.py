@@ -177,7 +177,7 @@ def test_a_kubeconfig_that_is_wrong_is_one_line_and_no_agent(run_dir: Path) -> N
     program = Path(sys.executable).with_name("expedited")
     command = [program, "run", f"--run-dir={run_dir}", "--metrics-address=", "--kubernetes=/absent/kubeconfig"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert answer.returncode == 2
+    assert answer.returncode == 1  # it may be written later
     # What this machine lacks may be said before
     assert (
         answer.stderr.splitlines()[-1]

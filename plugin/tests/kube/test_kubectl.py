@@ -370,7 +370,7 @@ def test_a_context_or_a_kubeconfig_that_is_absent_or_damaged_is_one_line(kubectl
         assert f"no cluster: {path}: " in _refused(kubectl, "status", "--kubeconfig", str(path))
 
 
-@pytest.mark.parametrize("pod", ["/", "a/", "/b", "a/b/c"])
+@pytest.mark.parametrize("pod", ["", "/", "a/", "/b", "a/b/c", "..", "a/..", "a?b", "\udcff"])
 def test_what_is_no_pod_is_one_line(kubectl: Command, pod: str) -> None:
     assert f"{pod!r} is no pod: give NAME or NAMESPACE/NAME" in _refused(kubectl, "why", pod)
 

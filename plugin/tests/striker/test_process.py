@@ -40,6 +40,9 @@ MIB = 1 << 20
         ["--source=tracefs"],
         ["--state-root=relative/path"],
         ["--state-root="],
+        ["--state-root=/run/*/crun"],
+        ["--state-root=/run/10*"],
+        ["--policy=" + "[" * 5000],
         ["--run-dir=here"],
         ["--policy={"],
         ["--policy=[]"],
@@ -54,6 +57,16 @@ def test_a_wrong_option_is_one_line_and_status_2(tmp_path: Path, options: list[s
     answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (answer.returncode, answer.stdout) == (2, "")
     assert len(answer.stderr.splitlines()) == 1, answer.stderr
+
+
+def test_what_is_no_socket_is_never_removed(tmp_path: Path) -> None:
+    file = tmp_path / "striker.sock"
+    file.write_text("keep")
+    command = [sys.executable, "-m", "expedited.striker", f"--run-dir={tmp_path}"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert answer.returncode == 1
+    assert "striker.sock is in the way: it is no socket" in answer.stderr
+    assert file.read_text() == "keep"
 
 
 def test_a_directory_that_cannot_be_made_is_one_line_and_status_1() -> None:

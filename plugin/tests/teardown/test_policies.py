@@ -23,6 +23,7 @@ from expedited.teardown import Cgroup, Fate, Mode, Order, Outcome, PageCache, Po
 from expedited.teardown import orders as orders_module
 from expedited.teardown import reap as reap_module
 from expedited.teardown.linux import MreleaseSupport
+from expedited.teardown.roster import Roster
 from support.waiting import wait_for
 
 strike_module = importlib.import_module("expedited.teardown.strike")  # the package's `strike` is the function
@@ -94,6 +95,55 @@ def test_observe_gives_up_at_the_deadline(scratch_cgroup: Any, hog: Any, alive: 
     report = strike(Cgroup.find(scratch_cgroup.path), Policy(mode=Mode.OBSERVE, deadline_seconds=0.2))
     assert (report.outcome, report.reason) == (Outcome.OBSERVED, "still running at the deadline")
     assert (report.gone_seconds, [one.fate for one in report.processes]) == (None, [Fate.SURVIVED])
+    assert alive(process.pid)
+
+
+@pytest.mark.parametrize("mode", [Mode.OFF, "off"])
+def test_off_does_nothing_at_all(scratch_cgroup: Any, hog: Any, alive: Any, mode: Mode) -> None:
+    process = hog("--bytes", "8M", cgroup=scratch_cgroup)
+    report = strike(Cgroup.find(scratch_cgroup.path), Policy(mode=mode))
+    assert (report.outcome, report.reason) == (Outcome.SKIPPED, "the policy's mode is off")
+    assert alive(process.pid)
+
+
+@pytest.mark.parametrize("mode", [Mode.OBSERVE, Mode.STRIKE])
+def test_compare_is_one_or_the_other_by_the_id(scratch_cgroup: Any, hog: Any, alive: Any, mode: Mode) -> None:
+    compare = Policy(mode=Mode.COMPARE, deadline_seconds=0.2)
+    name = next(name for name in map(str, range(100)) if compare.for_container(name).mode is mode)
+    process = hog("--bytes", "8M", cgroup=scratch_cgroup)
+    strike(Cgroup.find(scratch_cgroup.path), compare, container_id=name)
+    assert alive(process.pid) == (mode is Mode.OBSERVE)
+
+
+def test_words_are_as_good_as_members() -> None:
+    policy = Policy(mode="observe", page_cache="drop", order="lead")  # type: ignore[arg-type]
+    assert (policy.mode, policy.page_cache, policy.order) == (Mode.OBSERVE, PageCache.DROP, Order.LEAD)
+    assert policy.mode is Mode.OBSERVE
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"mode": "of"}, {"boost": "off"}, {"min_size_bytes": "1Mi"}, {"deadline_seconds": "30"}, {"deadline_seconds": 0}],
+)
+def test_a_wrong_value_is_no_policy(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        Policy(**wrong)
+
+
+def test_a_strike_that_fails_before_its_first_signal_kills_nobody(
+    scratch_cgroup: Any, hog: Any, alive: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = hog("--bytes", "8M", cgroup=scratch_cgroup)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(Roster, "muster", fail)
+    one = Strike(Cgroup.find(scratch_cgroup.path), Policy(min_size_bytes=0))
+    with pytest.raises(RuntimeError):
+        one.signal()
+    report = one.finish()
+    assert (report.outcome, report.reason) == (Outcome.SKIPPED, "no such luck")
     assert alive(process.pid)
 
 
