@@ -127,10 +127,9 @@ class Strike:
         try:
             return self._signal()
         except BaseException as error:
+            # Else the wait would begin by killing whoever is there
             if not self._skipped and not self._any_signalled():
-                self._skipped = (
-                    str(error) or type(error).__name__
-                )  # else the wait would begin by killing whoever is there
+                self._skipped = str(error) or type(error).__name__
             raise
 
     def _signal(self) -> Outcome:
