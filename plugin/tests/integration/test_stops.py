@@ -152,7 +152,7 @@ def test_observe_measures_and_signals_nothing(
     assert report.memory_back_seconds is not None
     assert report.boosted == ()
     # Nobody, where the kill was quicker than the look
-    assert {process.fate for process in report.processes} <= {Fate.GONE}
+    assert {process.fate for process in report.processes} <= {Fate.KILLED}
 
 
 def test_compare_strikes_one_half_and_observes_the_other(
