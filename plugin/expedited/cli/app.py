@@ -68,7 +68,7 @@ def run(
     deadline: _Deadline = None,
     state_root: Annotated[
         list[str] | None,
-        typer.Option(help="Runtime's state directory to gate; repeat for more; * stands for one level."),
+        typer.Option(help="Runtime's state directory to gate; repeat for more; * may be the whole last part."),
     ] = None,
     nri_socket: Annotated[str | None, typer.Option(help="The runtime's NRI socket; '' for none.")] = None,
     containerd_socket: Annotated[str | None, typer.Option(help="containerd's gRPC socket; '' for none.")] = None,

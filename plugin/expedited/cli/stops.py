@@ -45,7 +45,7 @@ def show_stops(settings: AgentSettings, *, prefix: str, follow: bool, limit: int
 def _is_of(stop: pb.Stop, prefix: str) -> bool:
     pod = f"{stop.pod.namespace}/{stop.pod.name}" if stop.pod.name else ""
     names = (stop.container_id, stop.container_name, pod, stop.pod.name, stop.cgroup)
-    return any(name.startswith(prefix) for name in names if name or not prefix)
+    return any(name.startswith(prefix) for name in names)
 
 
 def _print(stops: list[pb.Stop], terminal: Console, *, steps: bool, as_json: bool, prefix: str) -> None:
